@@ -1,0 +1,21 @@
+//! The contract that both planes share: ids, the image descriptor and its geometry, tickets, and the gRPC messages.
+//!
+//! Nothing here performs I/O.
+
+#![forbid(unsafe_code)]
+
+pub mod descriptor;
+pub mod geometry;
+pub mod ids;
+pub mod ticket;
+
+pub use descriptor::{Descriptor, DescriptorError, Entry, Origin};
+pub use geometry::{BLOCK_BYTES, BlockIndex, CHUNK_BYTES, ChunkIndex, Geometry, MAX_BLOCK_BYTES, Stripe};
+pub use ids::{FunctionId, IdError, ImageId, NodeId};
+pub use ticket::{ClusterSecret, Ticket, TicketError};
+
+/// Generated protobuf messages and gRPC services; `proto/faasnet/v1/faasnet.proto` documents each.
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+pub mod v1 {
+    tonic::include_proto!("faasnet.v1");
+}

@@ -1,0 +1,190 @@
+//! What the control side and a worker say to each other, and the bounded queues that carry it.
+//!
+//! Commands are verbs, events are past tense. A full command queue makes the sender wait on the control side, never the worker; a full
+//! event queue is counted by the worker and the event dropped, since `Report` repeats what matters.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use faasnet_api::{FunctionId, ImageId, NodeId, Stripe, Ticket};
+use faasnet_store::StoredImage;
+
+/// Somebody to receive a stripe from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// Another agent's data address.
+    Node(NodeId, SocketAddr),
+    /// The origin, through this agent's own feed.
+    Origin,
+}
+
+/// One stripe's place in its tree, as planned by the controller.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StripePlan {
+    /// From whom to receive.
+    pub upstream: Target,
+    /// Whom to try when the upstream fails, in this order.
+    pub fallbacks: Vec<Target>,
+    /// Who is expected as a child; others are guests.
+    pub children: Vec<NodeId>,
+}
+
+/// The wanted state of one function on this node.
+#[derive(Debug, Clone)]
+pub struct Assignment {
+    /// Which function.
+    pub function: FunctionId,
+    /// Which image.
+    pub image: ImageId,
+    /// Version of the plan: terms first, then epochs; an older one than the worker holds is ignored.
+    pub term: u64,
+    /// See `term`.
+    pub epoch: u64,
+    /// This node's permission to fetch.
+    pub ticket: Ticket,
+    /// One plan per stripe: 1 or 2.
+    pub stripes: Vec<StripePlan>,
+    /// The opened image when its descriptor is known on this node; else the worker asks its parents for the descriptor.
+    pub stored: Option<Arc<StoredImage>>,
+}
+
+/// Control side → worker.
+#[derive(Debug)]
+pub enum WorkerCommand {
+    /// Takes, or changes, a function's plan.
+    Assign(Box<Assignment>),
+    /// The answer to `WorkerEvent::DescriptorArrived`: the image's file is open.
+    OpenImage {
+        /// Which function.
+        function: FunctionId,
+        /// Its file and map.
+        stored: Arc<StoredImage>,
+    },
+    /// The answer to `WorkerEvent::DescriptorArrived` when the store could not open the image.
+    FailImage {
+        /// Which function.
+        function: FunctionId,
+        /// The image that failed.
+        image: ImageId,
+        /// Why, for people.
+        reason: String,
+    },
+    /// Forgets a function: its edges end. The store is the control side's to clean.
+    Drop {
+        /// Which function.
+        function: FunctionId,
+        /// As in `Assignment`.
+        term: u64,
+        /// As in `Assignment`.
+        epoch: u64,
+    },
+    /// Asks for `WorkerEvent::Reported`.
+    Report,
+    /// Ends the worker: edges are closed, writes in flight finish.
+    Stop,
+}
+
+/// Worker → control side.
+#[derive(Debug)]
+pub enum WorkerEvent {
+    /// A parent sent the descriptor of an image; the bytes are checked to belong to `image`.
+    DescriptorArrived {
+        /// Which function.
+        function: FunctionId,
+        /// Which image.
+        image: ImageId,
+        /// The encoded descriptor.
+        bytes: Vec<u8>,
+    },
+    /// An upstream was given up.
+    EdgeFailed {
+        /// Which function.
+        function: FunctionId,
+        /// Which stripe.
+        stripe: Stripe,
+        /// Who it was.
+        upstream: Target,
+        /// Why, for people.
+        reason: String,
+        /// A block failed verification.
+        wrong_bytes: bool,
+    },
+    /// Every block is verified and stored.
+    Completed {
+        /// Which function.
+        function: FunctionId,
+        /// Which image.
+        image: ImageId,
+    },
+    /// The image cannot be received here (disk full, I/O error); others go on.
+    Failed {
+        /// Which function.
+        function: FunctionId,
+        /// Which image.
+        image: ImageId,
+        /// Why, for people.
+        reason: String,
+    },
+    /// A `Drop` was carried out.
+    Dropped {
+        /// Which function.
+        function: FunctionId,
+    },
+    /// The answer to `Report`: one row per function.
+    Reported(Vec<FunctionReport>),
+}
+
+/// A function's counters on this worker.
+#[derive(Debug, Clone)]
+pub struct FunctionReport {
+    /// Which function.
+    pub function: FunctionId,
+    /// Which image.
+    pub image: ImageId,
+    /// Plan version.
+    pub term: u64,
+    /// Plan version.
+    pub epoch: u64,
+    /// What it is doing.
+    pub state: ReportState,
+    /// Blocks that are verified and stored, in bytes.
+    pub bytes_present: u64,
+    /// The image's length; 0 while the descriptor is unknown.
+    pub bytes_total: u64,
+    /// Payload from upstreams, the origin included.
+    pub bytes_received: u64,
+    /// Payload received of blocks that were already complete here.
+    pub bytes_refetched: u64,
+    /// Payload sent to children as the block passed.
+    pub bytes_live: u64,
+    /// Payload sent to children later, from the store.
+    pub bytes_from_store: u64,
+    /// Payload sent to children through a user-space buffer.
+    pub bytes_copied: u64,
+    /// `"splice"` or `"copy"`.
+    pub mover: &'static str,
+    /// From the first assignment to the last block, or to now.
+    pub elapsed: Duration,
+    /// Payload per upstream and stripe, in the order in which they were used.
+    pub upstreams: Vec<(Stripe, Target, u64)>,
+    /// Edges to the root per stripe, as last told by the upstream.
+    pub levels: Vec<u32>,
+    /// Upstreams given up.
+    pub edges_failed: u64,
+    /// Blocks that failed verification.
+    pub blocks_refused: u64,
+}
+
+/// A function's state on a worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ReportState {
+    /// The descriptor has not arrived.
+    Waiting,
+    /// Blocks are missing.
+    Fetching,
+    /// All blocks are here.
+    Complete,
+    /// It cannot be received here.
+    Failed(String),
+}

@@ -1,0 +1,8 @@
+//! The relay's decisions, without its I/O: wire frames, per-child and per-stripe bookkeeping, when to wait and when to move.
+//!
+//! Everything here is pure: `(state, now, input) → outputs`. It owns no descriptor, clock, thread or randomness, so that a worker, a
+//! simulator and a fuzzer drive the same code.
+
+#![forbid(unsafe_code)]
+
+pub mod wire;

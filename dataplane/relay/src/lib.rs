@@ -4,5 +4,11 @@
 //! simulator and a fuzzer drive the same code.
 
 #![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod blocks;
+pub mod downstream;
+pub mod plan;
+pub mod stripe;
+pub mod upstream;
 pub mod wire;

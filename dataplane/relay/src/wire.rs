@@ -69,6 +69,8 @@ pub enum WaitingFor {
     Upstream = 0,
     /// The root lives and waits for the origin: moving would not help.
     Origin = 1,
+    /// Everybody on the path lives and bytes arrive, only not yet a whole block.
+    Progress = 2,
 }
 
 /// The first 16 bytes of every frame.
@@ -388,7 +390,11 @@ pub fn encode_waiting(reason: WaitingFor) -> [u8; HEADER_BYTES] {
 impl WaitingFor {
     /// What a `Waiting` frame says; anything unknown counts as [`WaitingFor::Upstream`], the impatient one.
     pub fn from_frame(frame: &Frame) -> Self {
-        if frame.chunk == Self::Origin as u32 { Self::Origin } else { Self::Upstream }
+        match frame.chunk {
+            1 => Self::Origin,
+            2 => Self::Progress,
+            _ => Self::Upstream,
+        }
     }
 }
 

@@ -3,32 +3,12 @@
 //! Commands are verbs, events are past tense. A full command queue makes the sender wait on the control side, never the worker; a full
 //! event queue is counted by the worker and the event dropped, since `Report` repeats what matters.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use faasnet_api::{FunctionId, ImageId, NodeId, Stripe, Ticket};
+use faasnet_api::{FunctionId, ImageId, Stripe, Ticket};
+pub use faasnet_relay::plan::{StripePlan, Target};
 use faasnet_store::StoredImage;
-
-/// Somebody to receive a stripe from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Target {
-    /// Another agent's data address.
-    Node(NodeId, SocketAddr),
-    /// The origin, through this agent's own feed.
-    Origin,
-}
-
-/// One stripe's place in its tree, as planned by the controller.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StripePlan {
-    /// From whom to receive.
-    pub upstream: Target,
-    /// Whom to try when the upstream fails, in this order.
-    pub fallbacks: Vec<Target>,
-    /// Who is expected as a child; others are guests.
-    pub children: Vec<NodeId>,
-}
 
 /// The wanted state of one function on this node.
 #[derive(Debug, Clone)]

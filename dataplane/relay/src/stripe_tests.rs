@@ -1,0 +1,135 @@
+//! A stripe as a whole: what it accepts, whom it serves.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use faasnet_api::{BLOCK_BYTES, CHUNK_BYTES, FunctionId, ImageId, Ticket};
+
+use super::*;
+use crate::plan::Target;
+use crate::wire::Kind;
+
+fn id(n: u8) -> NodeId {
+    NodeId([n; 16])
+}
+
+fn address(n: u8) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, n], 1))
+}
+
+fn relay(me: u8, children: &[u8]) -> StripeRelay {
+    let plan = StripePlan {
+        upstream: Target::Node(id(1), address(1)),
+        fallbacks: vec![],
+        children: children.iter().map(|n| id(*n)).collect(),
+    };
+    let mut relay = StripeRelay::new(id(me), Stripe(0), 2, plan, Patience::default());
+    let geometry = Geometry::new(CHUNK_BYTES, BLOCK_BYTES, [10 << 20]).unwrap();
+    relay.set_image(Arc::new(geometry.clone()), &BlockSet::new(geometry.blocks()));
+    relay
+}
+
+fn hello(node: u8) -> Hello {
+    Hello {
+        function: FunctionId([0; 16]),
+        image: ImageId([0; 32]),
+        node: id(node),
+        term: 1,
+        epoch: 1,
+        ticket: Ticket::from_bytes([0; 40]),
+        address: address(node),
+        stripe: Stripe(0),
+        stripes: 2,
+        wants_descriptor: false,
+    }
+}
+
+/// Catches a frame that names a block which the image or the stripe does not have, or another length.
+#[test]
+fn only_blocks_of_this_stripe_are_expected() {
+    let relay = relay(5, &[]);
+    assert_eq!(relay.expect(&Frame::new(Kind::Block, BLOCK_BYTES, 0, 3)), Ok(BlockIndex(3)));
+    for (len, chunk, block) in [
+        (BLOCK_BYTES, 1, 0),
+        (BLOCK_BYTES - 1, 0, 0),
+        (BLOCK_BYTES, 0, 16),
+        (BLOCK_BYTES, u32::MAX, 0),
+        (BLOCK_BYTES, 2, u32::MAX),
+    ] {
+        assert!(relay.expect(&Frame::new(Kind::Block, len, chunk, block)).is_err());
+    }
+}
+
+/// Catches more guests than there is room for, a planned child without room, and a guest that can never be replaced.
+#[test]
+fn two_guests_beside_the_plan() {
+    let mut relay = relay(5, &[6, 7]);
+    let at = Duration::from_secs;
+    for (n, child) in [8, 9].into_iter().enumerate() {
+        assert_eq!(relay.greet(at(0), ChildId(n as u32), &hello(child)), Greeting::Welcome { displaced: vec![] });
+    }
+    assert_eq!(relay.greet(at(1), ChildId(10), &hello(10)), Greeting::Busy(vec![address(8), address(9)]));
+    for child in [6, 7] {
+        assert_eq!(relay.greet(at(2), ChildId(child), &hello(child as u8)), Greeting::Welcome { displaced: vec![] });
+    }
+    assert_eq!(relay.greet(at(3), ChildId(20), &hello(6)), Greeting::Welcome { displaced: vec![ChildId(6)] });
+    assert_eq!(relay.greet(at(6), ChildId(11), &hello(10)), Greeting::Welcome { displaced: vec![ChildId(0)] });
+    assert_eq!(relay.downstream.len(), 4);
+}
+
+/// Catches a child that stands above its parent, itself included.
+#[test]
+fn a_node_in_the_path_is_refused() {
+    let mut relay = relay(5, &[]);
+    let now = Duration::from_secs(1);
+    let crate::upstream::UpstreamAction::Connect(link, _) = relay.upstreams.poll(now, true).remove(0) else { panic!() };
+    relay.upstreams.connected(link, now);
+    relay.upstreams.welcomed(link, now, vec![id(3), id(1)]);
+    relay.upstreams.poll(now, true);
+    for above in [3, 1, 5] {
+        assert!(matches!(relay.greet(now, ChildId(1), &hello(above)), Greeting::Refused(Refusal::Cycle, _)));
+    }
+    assert_eq!(relay.changed_path(), Some(vec![id(3), id(1), id(5)]));
+    assert_eq!(relay.changed_path(), None);
+}
+
+/// Catches both, or neither, of two nodes that attach to each other being refused.
+#[test]
+fn of_a_crossing_attachment_exactly_one_side_is_refused() {
+    let now = Duration::from_secs(1);
+    let refused = [(5u8, 1u8), (0, 1)].map(|(me, other)| {
+        let mut relay = relay(me, &[]);
+        relay.upstreams.poll(now, true);
+        matches!(relay.greet(now, ChildId(1), &hello(other)), Greeting::Refused(Refusal::Cycle, _))
+    });
+    assert_eq!(refused, [false, true]);
+}
+
+/// Catches a block that is sent twice to a child, or never: live, from the store, and on demand.
+#[test]
+fn every_wanted_block_is_handed_out_exactly_once() {
+    let mut relay = relay(5, &[6]);
+    let child = ChildId(1);
+    relay.greet(Duration::ZERO, child, &hello(6));
+    assert!(relay.wanted(child, &[0xff; 5]));
+    let blocks: Vec<BlockIndex> = relay.image.as_ref().unwrap().ours.iter().collect();
+    let (mut sent, mut live) = (Vec::new(), Vec::new());
+    for (n, block) in blocks.iter().enumerate() {
+        assert!(relay.received(*block));
+        assert!(!relay.received(*block));
+        live.clear();
+        relay.downstream.forward(*block, |_| n % 3 == 0, &mut live);
+        sent.extend(live.iter().map(|_| *block));
+        relay.stored(*block);
+    }
+    assert!(!relay.is_needed());
+    let last = *blocks.last().unwrap();
+    let (chunk, in_chunk) = relay.frame_of(last).map(|frame| (frame.chunk, frame.block)).unwrap();
+    relay.demanded(child, &Frame::new(Kind::Request, 0, chunk, in_chunk));
+    let first = relay.next_from_store(child);
+    assert_eq!(first, Some(last));
+    sent.extend(first);
+    sent.extend(std::iter::from_fn(|| relay.next_from_store(child)));
+    sent.sort_unstable();
+    assert_eq!(sent, blocks);
+}

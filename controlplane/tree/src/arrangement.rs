@@ -1,0 +1,19 @@
+//! The interface behind which every policy stands. It speaks of parents and children only, so a policy need not be an array heap.
+
+use crate::plan::ChangeLog;
+
+/// One policy's trees. Callers have checked that an inserted key is new and that a removed one is a member.
+pub(crate) trait Arrangement<K> {
+    fn len(&self) -> usize;
+    fn contains(&self, node: &K) -> bool;
+    fn insert(&mut self, node: K, log: &mut ChangeLog<K>);
+    fn remove(&mut self, node: K, log: &mut ChangeLog<K>);
+    fn root(&self, stripe: u8) -> Option<K>;
+    /// `None`: no such node or stripe; `Some(None)`: the root.
+    fn parent(&self, stripe: u8, node: &K) -> Option<Option<K>>;
+    fn children(&self, stripe: u8, node: &K) -> [Option<K>; 2];
+    /// The members of one stripe's tree in the policy's own order.
+    fn order(&self, stripe: u8) -> &[K];
+    /// What holds by construction, checked the slow way.
+    fn check(&self) -> Result<(), String>;
+}

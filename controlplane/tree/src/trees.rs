@@ -1,0 +1,215 @@
+//! The trees of one function: the public value, in front of the policies.
+
+use std::collections::HashSet;
+use std::fmt::Debug;
+use std::hash::Hash;
+
+use crate::arrangement::Arrangement;
+use crate::complete::Complete;
+use crate::plan::{ChangeLog, Edge, Plan};
+use crate::policy::Policy;
+use crate::row::Row;
+use crate::twin::Twin;
+
+/// Why a change or a stored order is refused; nothing has changed then.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TreeError {
+    /// The node is in the trees already.
+    #[error("the node is a member of the function's trees already")]
+    AlreadyMember,
+    /// The node is not in the trees.
+    #[error("the node is not a member of the function's trees")]
+    NotMember,
+    /// A stored order that no sequence of changes can have made.
+    #[error("the stored tree order is damaged: {0}")]
+    BadOrder(String),
+}
+
+/// The trees as plain lists: what has to be kept to restore them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Order<K> {
+    /// Per stripe the members in the policy's order.
+    pub stripes: Vec<Vec<K>>,
+    /// How many nodes lead tree 0 in policy `twin`; 0 otherwise.
+    pub reds: u64,
+}
+
+/// One function's trees. Every change costs O(1) and answers with the edges that it changed.
+#[derive(Debug, Clone)]
+pub struct FunctionTrees<K> {
+    shape: Shape<K>,
+}
+
+#[derive(Debug, Clone)]
+enum Shape<K> {
+    Complete(Complete<K>),
+    Twin(Twin<K>),
+}
+
+impl<K: Copy + Ord + Hash + Debug> FunctionTrees<K> {
+    /// Empty trees.
+    pub fn new(policy: Policy) -> Self {
+        let shape = match policy {
+            Policy::Complete => Shape::Complete(Complete::new(Row::new(0))),
+            // Zero reds of zero nodes always fit.
+            Policy::Twin => match Twin::new([Row::new(0), Row::new(1)], 0) {
+                Some(twin) => Shape::Twin(twin),
+                None => unreachable!("empty twin trees"),
+            },
+        };
+        Self { shape }
+    }
+
+    /// Trees as [`FunctionTrees::to_order`] described them; refuses what breaks an invariant.
+    pub fn from_order(policy: Policy, order: Order<K>) -> Result<Self, TreeError> {
+        let bad = |what: &str| TreeError::BadOrder(what.into());
+        if order.stripes.len() != usize::from(policy.stripes()) {
+            return Err(bad("wrong number of stripes"));
+        }
+        let reds = usize::try_from(order.reds).map_err(|_| bad("too many reds"))?;
+        let mut rows = Vec::new();
+        for (stripe, places) in (0u8..).zip(order.stripes) {
+            rows.push(Row::from_places(stripe, places).ok_or_else(|| bad("a node is listed twice"))?);
+        }
+        let shape = match (policy, rows.pop(), rows.pop()) {
+            (Policy::Complete, Some(row), None) => Shape::Complete(Complete::new(row)),
+            (Policy::Twin, Some(second), Some(first)) => {
+                Shape::Twin(Twin::new([first, second], reds).ok_or_else(|| bad("more reds than nodes"))?)
+            }
+            _ => return Err(bad("wrong number of stripes")),
+        };
+        let trees = Self { shape };
+        trees.check_invariants().map_err(TreeError::BadOrder)?;
+        Ok(trees)
+    }
+
+    /// What [`FunctionTrees::from_order`] needs.
+    pub fn to_order(&self) -> Order<K> {
+        let reds = match &self.shape {
+            Shape::Complete(_) => 0,
+            Shape::Twin(twin) => twin.reds() as u64,
+        };
+        let stripes = (0..self.stripes()).map(|stripe| self.arrangement().order(stripe).to_vec()).collect();
+        Order { stripes, reds }
+    }
+
+    /// The policy.
+    pub fn policy(&self) -> Policy {
+        match self.shape {
+            Shape::Complete(_) => Policy::Complete,
+            Shape::Twin(_) => Policy::Twin,
+        }
+    }
+
+    /// The number of trees.
+    pub fn stripes(&self) -> u8 {
+        self.policy().stripes()
+    }
+
+    /// The number of members.
+    pub fn len(&self) -> usize {
+        self.arrangement().len()
+    }
+
+    /// Whether nobody is a member.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether `node` is a member.
+    pub fn contains(&self, node: &K) -> bool {
+        self.arrangement().contains(node)
+    }
+
+    /// The members, in the order of tree 0.
+    pub fn members(&self) -> &[K] {
+        self.arrangement().order(0)
+    }
+
+    /// Makes `node` a member of every tree.
+    pub fn insert(&mut self, node: K) -> Result<Plan<K>, TreeError> {
+        if self.contains(&node) {
+            return Err(TreeError::AlreadyMember);
+        }
+        let mut log = ChangeLog::new();
+        self.arrangement_mut().insert(node, &mut log);
+        Ok(log.finish(|stripe, node| self.arrangement().parent(stripe, node)))
+    }
+
+    /// Takes `node` out of every tree. When it was a root, its heir takes its place if the policy's invariants allow that.
+    pub fn remove(&mut self, node: K) -> Result<Plan<K>, TreeError> {
+        if !self.contains(&node) {
+            return Err(TreeError::NotMember);
+        }
+        let mut log = ChangeLog::new();
+        self.arrangement_mut().remove(node, &mut log);
+        Ok(log.finish(|stripe, node| self.arrangement().parent(stripe, node)))
+    }
+
+    /// The root of a tree; `None` when it is empty.
+    pub fn root(&self, stripe: u8) -> Option<K> {
+        self.arrangement().root(stripe)
+    }
+
+    /// The node that replaces the root: its first child; `None` with fewer than two members.
+    pub fn heir(&self, stripe: u8) -> Option<K> {
+        self.children(stripe, &self.root(stripe)?).next()
+    }
+
+    /// The parent of a member; `None` for the root and for anybody who is not a member.
+    pub fn parent(&self, stripe: u8, node: &K) -> Option<K> {
+        self.arrangement().parent(stripe, node).flatten()
+    }
+
+    /// The children of a member, at most two.
+    pub fn children(&self, stripe: u8, node: &K) -> impl Iterator<Item = K> + use<K> {
+        self.arrangement().children(stripe, node).into_iter().flatten()
+    }
+
+    /// The members from the root to `node`, both included; empty when `node` is not a member.
+    pub fn path(&self, stripe: u8, node: &K) -> Vec<K> {
+        let start = self.arrangement().parent(stripe, node).map(|_| *node);
+        let mut path: Vec<K> = std::iter::successors(start, |node| self.parent(stripe, node)).collect();
+        path.reverse();
+        path
+    }
+
+    /// Edges between the root and `node`; `None` when `node` is not a member.
+    pub fn depth(&self, stripe: u8, node: &K) -> Option<usize> {
+        self.path(stripe, node).len().checked_sub(1)
+    }
+
+    /// Every edge of one tree, the root's (without a parent) first.
+    pub fn edges(&self, stripe: u8) -> impl Iterator<Item = Edge<K>> + '_ {
+        let members = self.arrangement().order(stripe).iter();
+        members.map(move |&node| Edge { stripe, node, parent: self.parent(stripe, &node) })
+    }
+
+    /// Checks, in O(n), everything that must hold after every change. An `Err` is a defect of this crate or a damaged stored order.
+    pub fn check_invariants(&self) -> Result<(), String> {
+        self.arrangement().check()?;
+        let mut inner = HashSet::new();
+        for stripe in 0..self.stripes() {
+            for node in self.arrangement().order(stripe) {
+                if self.children(stripe, node).next().is_some() && !inner.insert(*node) {
+                    return Err(format!("{node:?} is an inner node of both trees"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn arrangement(&self) -> &dyn Arrangement<K> {
+        match &self.shape {
+            Shape::Complete(complete) => complete,
+            Shape::Twin(twin) => twin,
+        }
+    }
+
+    fn arrangement_mut(&mut self) -> &mut dyn Arrangement<K> {
+        match &mut self.shape {
+            Shape::Complete(complete) => complete,
+            Shape::Twin(twin) => twin,
+        }
+    }
+}

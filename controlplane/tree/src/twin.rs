@@ -1,0 +1,125 @@
+//! Policy `twin`: two trees over the same nodes, whose inner nodes are disjoint.
+//!
+//! Nodes are red or blue and |red − blue| ≤ 1. In tree 0 the reds fill the first places of an array heap and the blues hang below
+//! them; in tree 1 the other way round. A heap of n nodes has ⌊n/2⌋ inner nodes, which never exceeds either colour's number, so nobody
+//! is an inner node in both. The order among the nodes of the other colour has no meaning.
+
+use std::collections::HashSet;
+use std::hash::Hash;
+
+use crate::arrangement::Arrangement;
+use crate::plan::ChangeLog;
+use crate::row::Row;
+
+#[derive(Debug, Clone)]
+pub(crate) struct Twin<K> {
+    rows: [Row<K>; 2],
+    /// How many nodes of each colour; a node is red (0) exactly when its place in tree 0 is below the first number.
+    counts: [usize; 2],
+}
+
+impl<K: Copy + Eq + Hash> Twin<K> {
+    /// Trees in the given order, of which the first `reds` nodes of tree 0 are red.
+    pub(crate) fn new(rows: [Row<K>; 2], reds: usize) -> Option<Self> {
+        let blues = rows[0].places().len().checked_sub(reds)?;
+        Some(Self { rows, counts: [reds, blues] })
+    }
+
+    pub(crate) fn reds(&self) -> usize {
+        self.counts[0]
+    }
+
+    fn colour(&self, node: &K) -> Option<usize> {
+        self.rows[0].place(node).map(|place| usize::from(place >= self.counts[0]))
+    }
+
+    /// After a colour lost a node and the other is two ahead: the other's last own node, a leaf in both trees, changes sides.
+    fn even_out(&mut self, colour: usize, log: &mut ChangeLog<K>) {
+        let other = 1 - colour;
+        if self.counts[other] < self.counts[colour] + 2 {
+            return;
+        }
+        let changing = self.rows[other].places()[self.counts[other] - 1];
+        if let Some(place) = self.rows[colour].place(&changing) {
+            self.rows[colour].swap(place, self.counts[colour], log);
+        }
+        self.counts[colour] += 1;
+        self.counts[other] -= 1;
+    }
+}
+
+impl<K: Copy + Eq + Hash> Arrangement<K> for Twin<K> {
+    fn len(&self) -> usize {
+        self.rows[0].places().len()
+    }
+
+    fn contains(&self, node: &K) -> bool {
+        self.rows[0].place(node).is_some()
+    }
+
+    fn insert(&mut self, node: K, log: &mut ChangeLog<K>) {
+        let colour = usize::from(self.counts[1] < self.counts[0]);
+        let last = self.len();
+        self.rows[0].push(node, log);
+        self.rows[1].push(node, log);
+        // The first leaf of the own tree makes room and becomes the last leaf.
+        self.rows[colour].swap(self.counts[colour], last, log);
+        self.counts[colour] += 1;
+    }
+
+    fn remove(&mut self, node: K, log: &mut ChangeLog<K>) {
+        let Some(colour) = self.colour(&node) else { return };
+        let last = self.len() - 1;
+        let (own, foreign) = (colour, 1 - colour);
+        if let Some(mut hole) = self.rows[own].place(&node) {
+            let last_own = self.counts[own] - 1;
+            if hole == 0 && last_own > 0 {
+                // The heir has what the root read; anybody else would read the origin again.
+                self.rows[own].swap(0, 1, log);
+                hole = 1;
+            }
+            self.rows[own].swap(hole, last_own, log);
+            self.rows[own].swap(last_own, last, log);
+            self.rows[own].pop(log);
+        }
+        if let Some(hole) = self.rows[foreign].place(&node) {
+            self.rows[foreign].swap(hole, last, log);
+            self.rows[foreign].pop(log);
+        }
+        self.counts[colour] -= 1;
+        self.even_out(colour, log);
+    }
+
+    fn root(&self, stripe: u8) -> Option<K> {
+        self.order(stripe).first().copied()
+    }
+
+    fn parent(&self, stripe: u8, node: &K) -> Option<Option<K>> {
+        self.rows.get(usize::from(stripe))?.parent(node)
+    }
+
+    fn children(&self, stripe: u8, node: &K) -> [Option<K>; 2] {
+        self.rows.get(usize::from(stripe)).map_or([None, None], |row| row.children(node))
+    }
+
+    fn order(&self, stripe: u8) -> &[K] {
+        self.rows.get(usize::from(stripe)).map_or(&[], Row::places)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        self.rows.iter().try_for_each(Row::check)?;
+        let [reds, blues] = self.counts;
+        if reds.abs_diff(blues) > 1 || reds + blues != self.len() {
+            return Err(format!("{reds} reds and {blues} blues among {} nodes", self.len()));
+        }
+        let red: HashSet<&K> = self.rows[0].places()[..reds].iter().collect();
+        let other = self.rows[1].places();
+        if other.len() != self.len() || !other.iter().all(|node| self.contains(node)) {
+            return Err("the two trees have different members".into());
+        }
+        if other[..blues].iter().any(|node| red.contains(node)) {
+            return Err("a red node stands among the blues of tree 1".into());
+        }
+        Ok(())
+    }
+}

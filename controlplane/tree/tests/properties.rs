@@ -1,0 +1,185 @@
+//! The trees against a naive model, under random histories of joins and leaves.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use faasnet_tree::{Edge, FunctionTrees, Order, Plan, Policy, TreeError};
+use proptest::prelude::*;
+
+type Edges = BTreeMap<(u8, u32), Option<u32>>;
+
+fn edges(trees: &FunctionTrees<u32>) -> Edges {
+    (0..trees.stripes()).flat_map(|s| trees.edges(s).map(|e| ((s, e.node), e.parent)).collect::<Vec<_>>()).collect()
+}
+
+fn as_set(edges: &Edges) -> BTreeSet<Edge<u32>> {
+    edges.iter().map(|(&(stripe, node), &parent)| Edge { stripe, node, parent }).collect()
+}
+
+/// The number of (stripe, node) pairs, other than those of `except`, whose parent differs.
+fn reparented(before: &Edges, after: &Edges, except: u32) -> usize {
+    after.iter().filter(|(key, parent)| key.1 != except && before.get(key) != Some(parent)).count()
+}
+
+/// Checks one tree from its edges alone: one root, two children at most, everybody reached, minimum height.
+fn check_tree(trees: &FunctionTrees<u32>, stripe: u8, members: &BTreeSet<u32>) -> Result<BTreeSet<u32>, TestCaseError> {
+    let mut children: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+    let mut roots = Vec::new();
+    for edge in trees.edges(stripe) {
+        match edge.parent {
+            Some(parent) => children.entry(parent).or_default().push(edge.node),
+            None => roots.push(edge.node),
+        }
+        prop_assert_eq!(trees.parent(stripe, &edge.node), edge.parent);
+    }
+    prop_assert_eq!(roots.len(), usize::from(!members.is_empty()));
+    prop_assert_eq!(trees.root(stripe), roots.first().copied());
+    let mut reached = BTreeSet::new();
+    let mut level: Vec<u32> = roots;
+    let mut height = 0;
+    while !level.is_empty() {
+        for node in &level {
+            prop_assert!(reached.insert(*node), "{} is reached twice", node);
+            prop_assert_eq!(trees.depth(stripe, node), Some(height));
+            let listed: BTreeSet<u32> = trees.children(stripe, node).collect();
+            let real: BTreeSet<u32> = children.get(node).into_iter().flatten().copied().collect();
+            prop_assert!(real.len() <= 2);
+            prop_assert_eq!(listed, real);
+        }
+        level = level.iter().flat_map(|node| children.get(node).cloned().unwrap_or_default()).collect();
+        height += 1;
+    }
+    prop_assert_eq!(&reached, members);
+    prop_assert_eq!(height as u32, usize::BITS - members.len().leading_zeros(), "height of {} nodes", members.len());
+    Ok(children.into_keys().collect())
+}
+
+fn check_all(trees: &FunctionTrees<u32>, members: &BTreeSet<u32>) -> Result<(), TestCaseError> {
+    prop_assert_eq!(trees.check_invariants(), Ok(()));
+    prop_assert_eq!(&trees.members().iter().copied().collect::<BTreeSet<_>>(), members);
+    let mut inner = BTreeSet::new();
+    for stripe in 0..trees.stripes() {
+        for node in check_tree(trees, stripe, members)? {
+            prop_assert!(inner.insert(node), "{} is an inner node twice", node);
+        }
+    }
+    let reds = trees.to_order().reds as usize;
+    if trees.policy() == Policy::Twin {
+        prop_assert!(reds.abs_diff(members.len() - reds) <= 1);
+    }
+    Ok(())
+}
+
+fn check_plan(plan: &Plan<u32>, before: &Edges, after: &Edges) -> Result<(), TestCaseError> {
+    let (before, after) = (as_set(before), as_set(after));
+    let changed: BTreeSet<_> = plan.changed.iter().copied().collect();
+    let freed: BTreeSet<_> = plan.freed.iter().copied().collect();
+    prop_assert_eq!((changed.len(), freed.len()), (plan.changed.len(), plan.freed.len()), "an edge is named twice");
+    prop_assert_eq!(changed, &after - &before);
+    prop_assert_eq!(freed, &before - &after);
+    Ok(())
+}
+
+/// One step of a history: the key joins when it is not a member, leaves when it is; both refusals are tried on the way.
+fn step(trees: &mut FunctionTrees<u32>, members: &mut BTreeSet<u32>, key: u32) -> Result<(), TestCaseError> {
+    let before = edges(trees);
+    if members.insert(key) {
+        prop_assert_eq!(trees.remove(key), Err(TreeError::NotMember));
+        let plan = trees.insert(key).unwrap();
+        let after = edges(trees);
+        check_plan(&plan, &before, &after)?;
+        let bound = usize::from(trees.stripes()) - 1;
+        prop_assert!(reparented(&before, &after, key) <= bound);
+        return check_all(trees, members);
+    }
+    prop_assert_eq!(trees.insert(key), Err(TreeError::AlreadyMember));
+    members.remove(&key);
+    let was_root = (0..trees.stripes()).any(|stripe| trees.root(stripe) == Some(key));
+    let heirs: Vec<_> = (0..trees.stripes()).map(|stripe| (trees.root(stripe), trees.heir(stripe))).collect();
+    let plan = trees.remove(key).unwrap();
+    let after = edges(trees);
+    check_plan(&plan, &before, &after)?;
+    let bound = match trees.policy() {
+        Policy::Complete => 3,
+        Policy::Twin => 7,
+    } + 2 * usize::from(was_root);
+    prop_assert!(reparented(&before, &after, key) <= bound);
+    for (stripe, (root, heir)) in (0u8..).zip(heirs) {
+        if root != Some(key) {
+            prop_assert_eq!(trees.root(stripe), root, "a root changed without need");
+        } else if trees.policy() == Policy::Complete || members.len() > 2 {
+            prop_assert_eq!(trees.root(stripe), heir, "the heir was passed over");
+        }
+    }
+    check_all(trees, members)
+}
+
+fn policies() -> impl Strategy<Value = Policy> {
+    prop_oneof![Just(Policy::Complete), Just(Policy::Twin)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    /// Catches a broken tree, an edge that a plan forgets or invents, and re-parenting beyond the bounds.
+    #[test]
+    fn any_history_keeps_the_invariants(policy in policies(), keys in prop::collection::vec(0u32..40, 0..150)) {
+        let (mut trees, mut members) = (FunctionTrees::new(policy), BTreeSet::new());
+        for key in keys {
+            step(&mut trees, &mut members, key)?;
+        }
+        let restored = FunctionTrees::from_order(policy, trees.to_order()).unwrap();
+        prop_assert_eq!(edges(&restored), edges(&trees));
+        for key in members.clone() {
+            step(&mut trees, &mut members, key)?;
+        }
+        prop_assert!(trees.is_empty());
+        prop_assert_eq!(trees.remove(0), Err(TreeError::NotMember));
+    }
+
+    /// Catches a stored order that is accepted although no history leads to it, or that makes the reader panic.
+    #[test]
+    fn damaged_orders_are_refused(policy in policies(), first in prop::collection::vec(0u32..9, 0..9),
+                                  second in prop::collection::vec(0u32..9, 0..9), reds in 0u64..12, two: bool) {
+        let stripes = if two { vec![first, second] } else { vec![first] };
+        if let Ok(trees) = FunctionTrees::from_order(policy, Order { stripes, reds }) {
+            check_all(&trees, &trees.members().iter().copied().collect())?;
+        }
+    }
+}
+
+/// Catches a query that panics for somebody who is not there.
+#[test]
+fn strangers_have_no_place() {
+    for policy in [Policy::Complete, Policy::Twin] {
+        let trees = FunctionTrees::<u32>::new(policy);
+        assert_eq!((trees.root(0), trees.heir(1), trees.parent(0, &1), trees.depth(9, &1)), (None, None, None, None));
+        assert_eq!(trees.children(7, &1).count() + trees.path(0, &1).len() + trees.edges(3).count(), 0);
+    }
+}
+
+/// Catches a walk over the whole tree in `insert` or `remove`: quadratic work would take minutes here.
+#[test]
+fn a_large_burst_is_cheap() {
+    let start = Instant::now();
+    let mut trees = FunctionTrees::new(Policy::Twin);
+    for key in 0..100_000u32 {
+        trees.insert(key).unwrap();
+    }
+    for key in (0..100_000u32).step_by(2) {
+        trees.remove(key).unwrap();
+    }
+    assert_eq!((trees.len(), trees.check_invariants()), (50_000, Ok(())));
+    assert!(start.elapsed() < Duration::from_secs(10), "took {:?}", start.elapsed());
+}
+
+/// Catches a policy name that does not survive being printed and read.
+#[test]
+fn policy_names_round_trip() {
+    for policy in [Policy::Complete, Policy::Twin] {
+        assert_eq!(policy.to_string().parse(), Ok(policy));
+    }
+    assert!("avl2".parse::<Policy>().is_err());
+}

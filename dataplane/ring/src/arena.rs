@@ -1,0 +1,234 @@
+//! The worker's buffers: slots of equal size in one anonymous mapping, made and touched once.
+//!
+//! Owned by one worker (not `Send`). A slot is leased for writing ([`LeaseMut`]), frozen ([`Lease`]) and then shared; the last holder
+//! returns it. Nothing is allocated after [`Arena::new`].
+
+use std::cell::{Cell, RefCell};
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::rc::Rc;
+
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+
+use crate::SetupError;
+
+/// Bytes before the payload in every slot: a page, so that a frame's header can lie directly before a page-aligned payload.
+pub const HEADROOM_BYTES: usize = 4096;
+
+/// A set of equal buffers; clones share it.
+#[derive(Clone)]
+pub struct Arena {
+    shared: Rc<Shared>,
+}
+
+impl Arena {
+    /// Maps and touches `slots` buffers of [`HEADROOM_BYTES`] + `payload_bytes` each (rounded up to whole pages).
+    pub fn new(slots: usize, payload_bytes: usize) -> Result<Self, SetupError> {
+        let size_error = SetupError::ArenaSize { slots, payload_bytes };
+        let sizes = payload_bytes
+            .checked_next_multiple_of(HEADROOM_BYTES)
+            .and_then(|payload| payload.checked_add(HEADROOM_BYTES))
+            .and_then(|slot| Some((slot, slot.checked_mul(slots)?)));
+        let Some((slot_bytes, bytes)) = sizes else { return Err(size_error) };
+        if slots == 0 || payload_bytes == 0 || u32::try_from(slots).is_err() || isize::try_from(bytes).is_err() {
+            return Err(size_error);
+        }
+        let base = map(bytes)?;
+        let shared = Shared {
+            base,
+            slot_bytes,
+            holders: (0..slots).map(|_| Cell::new(0)).collect(),
+            // Reversed, so that the first slots are taken first.
+            free: RefCell::new((0..slots as u32).rev().collect()),
+        };
+        Ok(Self { shared: Rc::new(shared) })
+    }
+
+    /// Leases a slot; `None` when all are out.
+    pub fn take(&self) -> Option<LeaseMut> {
+        let slot = self.shared.free.borrow_mut().pop()?;
+        debug_assert_eq!(self.shared.holders[slot as usize].get(), 0, "a free slot has a holder");
+        self.shared.holders[slot as usize].set(1);
+        Some(LeaseMut { lease: Lease { shared: Rc::clone(&self.shared), slot } })
+    }
+
+    /// How many slots can be taken now.
+    pub fn free(&self) -> usize {
+        self.shared.free.borrow().len()
+    }
+
+    /// How many slots there are.
+    pub fn slots(&self) -> usize {
+        self.shared.holders.len()
+    }
+
+    /// Bytes of one slot, headroom included.
+    pub fn slot_bytes(&self) -> usize {
+        self.shared.slot_bytes
+    }
+
+    /// The whole mapping, to be registered with a ring.
+    pub(crate) fn mapping(&self) -> (*mut u8, usize) {
+        (self.shared.base.as_ptr(), self.shared.bytes())
+    }
+
+    /// Whether `lease` is one of this arena's slots.
+    pub(crate) fn owns(&self, lease: &Lease) -> bool {
+        Rc::ptr_eq(&self.shared, &lease.shared)
+    }
+}
+
+/// A slot with one holder, who may write. Its content is whatever the last holder left.
+pub struct LeaseMut {
+    lease: Lease,
+}
+
+impl LeaseMut {
+    /// Ends the writing; the slot can now be shared.
+    pub fn freeze(self) -> Lease {
+        self.lease
+    }
+
+    pub(crate) fn as_lease(&self) -> &Lease {
+        &self.lease
+    }
+}
+
+impl Deref for LeaseMut {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.lease
+    }
+}
+
+impl DerefMut for LeaseMut {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: the mapping is owned by `shared`, which this lease keeps alive, and was initialised (zeroed) by the kernel. A
+        // `LeaseMut` is the slot's only holder (it cannot be cloned), slots do not overlap, and the slice ends with this borrow.
+        unsafe { std::slice::from_raw_parts_mut(self.lease.start().as_ptr(), self.lease.shared.slot_bytes) }
+    }
+}
+
+/// A slot that nobody writes any more; clones share it, the last one returns it.
+pub struct Lease {
+    shared: Rc<Shared>,
+    slot: u32,
+}
+
+impl Lease {
+    fn start(&self) -> NonNull<u8> {
+        // SAFETY: `slot` is below the number of slots, so the result stays inside the mapping, whose length fits an isize.
+        unsafe { self.shared.base.add(self.slot as usize * self.shared.slot_bytes) }
+    }
+
+    fn holders(&self) -> &Cell<u32> {
+        &self.shared.holders[self.slot as usize]
+    }
+}
+
+impl Clone for Lease {
+    fn clone(&self) -> Self {
+        self.holders().set(self.holders().get() + 1);
+        Self { shared: Rc::clone(&self.shared), slot: self.slot }
+    }
+}
+
+impl Deref for Lease {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: as in `LeaseMut::deref_mut`; a `Lease` exists only after `freeze` (or borrowed inside its `LeaseMut`), so nobody
+        // writes to the slot while the slice lives.
+        unsafe { std::slice::from_raw_parts(self.start().as_ptr(), self.shared.slot_bytes) }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let left = self.holders().get() - 1;
+        self.holders().set(left);
+        if left == 0 {
+            self.shared.free.borrow_mut().push(self.slot);
+        }
+    }
+}
+
+struct Shared {
+    base: NonNull<u8>,
+    slot_bytes: usize,
+    holders: Box<[Cell<u32>]>,
+    free: RefCell<Vec<u32>>,
+}
+
+impl Shared {
+    fn bytes(&self) -> usize {
+        self.slot_bytes * self.holders.len()
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made by `map` with this length and is unmapped only here; every lease holds an `Rc` of `self`, and an
+        // operation in the kernel holds a lease, so nobody refers to it any more.
+        let unmapped = unsafe { munmap(self.base.as_ptr().cast(), self.bytes()) };
+        debug_assert!(unmapped.is_ok(), "munmap of a whole mapping fails only for wrong arguments");
+    }
+}
+
+/// Anonymous memory with all pages present: fresh pages are dear in virtual machines and would be paid for on the data path.
+fn map(bytes: usize) -> Result<NonNull<u8>, SetupError> {
+    let flags = MapFlags::PRIVATE | MapFlags::POPULATE;
+    // SAFETY: a null address lets the kernel choose, so no existing memory is touched; the result is owned by the caller's `Shared`.
+    let mapped = unsafe { mmap_anonymous(std::ptr::null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, flags) };
+    match mapped.map(|start| NonNull::new(start.cast::<u8>())) {
+        Ok(Some(base)) => Ok(base),
+        Ok(None) => Err(SetupError::ArenaSize { slots: 0, payload_bytes: bytes }),
+        Err(source) => Err(SetupError::Memory { bytes, source: source.into() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Catches a slot that leaks, returns too early, or overlaps its neighbour.
+    #[test]
+    fn every_slot_comes_back_once() {
+        let arena = Arena::new(3, 5000).unwrap();
+        assert_eq!(arena.slot_bytes(), HEADROOM_BYTES + 8192);
+        let mut leases: Vec<LeaseMut> = std::iter::from_fn(|| arena.take()).collect();
+        assert_eq!((leases.len(), arena.free()), (3, 0));
+        for (value, lease) in leases.iter_mut().enumerate() {
+            assert_eq!(lease.as_ptr() as usize % HEADROOM_BYTES, 0);
+            lease.fill(value as u8 + 1);
+        }
+        let frozen: Vec<Lease> = leases.into_iter().map(LeaseMut::freeze).collect();
+        for (value, lease) in frozen.iter().enumerate() {
+            assert!(lease.iter().all(|&byte| byte == value as u8 + 1));
+        }
+        let copies = frozen.clone();
+        drop(frozen);
+        assert_eq!(arena.free(), 0, "clones still hold the slots");
+        drop(copies);
+        assert_eq!(arena.free(), arena.slots());
+    }
+
+    /// Catches a mapping that ends while a lease still points into it.
+    #[test]
+    fn a_lease_outlives_its_arena() {
+        let arena = Arena::new(1, 4096).unwrap();
+        let mut lease = arena.take().unwrap();
+        drop(arena);
+        lease.fill(9);
+        assert!(lease.freeze().iter().all(|&byte| byte == 9));
+    }
+
+    /// Catches an overflow or an empty mapping for absurd settings.
+    #[test]
+    fn absurd_sizes_are_refused() {
+        for (slots, payload) in [(0, 1), (1, 0), (usize::MAX, 4096), (2, usize::MAX), (1 << 40, 1 << 20)] {
+            assert!(matches!(Arena::new(slots, payload), Err(SetupError::ArenaSize { .. })));
+        }
+    }
+}

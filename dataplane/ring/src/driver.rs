@@ -1,0 +1,243 @@
+//! What one worker waits with: readiness of sockets and whole reads and writes of files, by io_uring or by epoll and a disk thread.
+//!
+//! Owned by one worker and not `Send`. It never moves socket bytes itself and never closes a descriptor that the kernel still watches.
+//!
+//! LIFECYCLE of an armed descriptor: idle → `arm_read`/`arm_write` → armed → `Ready` → idle; from armed, `close` or `disarm` →
+//! cancelled → its last completion is swallowed → closed. A descriptor that was ever armed must be closed through [`Driver::close`]
+//! or be idle: the driver knows it by its number.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::epoll::EpollDriver;
+use crate::uring::UringDriver;
+use crate::{Arena, Lease, LeaseMut, SetupError};
+
+/// Which kernel interface a driver uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DriverKind {
+    /// One io_uring.
+    Uring,
+    /// epoll, and one thread for the disk: for hosts where io_uring is disabled.
+    Epoll,
+}
+
+/// The caller's name for what it armed or started; comes back in the completion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Token(pub u64);
+
+/// Something that was armed or started has happened.
+pub enum Completion {
+    /// The descriptor is ready, ended or broken; the next call on it tells. It is not armed any more.
+    Ready {
+        /// As given to `arm_read` or `arm_write`.
+        token: Token,
+    },
+    /// A write is done, wholly or not at all as far as anyone may rely on.
+    Wrote {
+        /// As given to `write`.
+        token: Token,
+        /// Why it failed.
+        result: io::Result<()>,
+    },
+    /// A read is done; the range is filled.
+    Read {
+        /// As given to `read`.
+        token: Token,
+        /// The buffer, or why it failed (the buffer is then back in the arena).
+        result: io::Result<LeaseMut>,
+    },
+}
+
+/// See the module's documentation.
+pub struct Driver {
+    backend: Backend,
+    /// Completions that needed no kernel: given out by the next `wait`.
+    done: VecDeque<Completion>,
+}
+
+enum Backend {
+    Uring(Box<UringDriver>),
+    Epoll(Box<EpollDriver>),
+}
+
+impl Driver {
+    /// Makes a driver for the buffers of `arena`, on the thread that will use it.
+    pub fn new(kind: DriverKind, arena: &Arena) -> Result<Self, SetupError> {
+        let backend = match kind {
+            DriverKind::Uring => Backend::Uring(Box::new(UringDriver::new(arena)?)),
+            DriverKind::Epoll => Backend::Epoll(Box::new(EpollDriver::new(arena.slots())?)),
+        };
+        Ok(Self { backend, done: VecDeque::new() })
+    }
+
+    /// What it runs on.
+    pub fn kind(&self) -> DriverKind {
+        match self.backend {
+            Backend::Uring(_) => DriverKind::Uring,
+            Backend::Epoll(_) => DriverKind::Epoll,
+        }
+    }
+
+    /// What the host lacked and what is used instead, for the log.
+    pub fn notes(&self) -> Vec<String> {
+        match &self.backend {
+            Backend::Uring(uring) => uring.notes(),
+            Backend::Epoll(_) => Vec::new(),
+        }
+    }
+
+    /// Asks for one `Ready` when `fd` can be read, ended or broke. While armed, only the token is changed.
+    pub fn arm_read(&mut self, fd: BorrowedFd<'_>, token: Token) {
+        self.arm(fd, Direction::Read, token);
+    }
+
+    /// Asks for one `Ready` when `fd` can be written or broke. While armed, only the token is changed.
+    pub fn arm_write(&mut self, fd: BorrowedFd<'_>, token: Token) {
+        self.arm(fd, Direction::Write, token);
+    }
+
+    fn arm(&mut self, fd: BorrowedFd<'_>, direction: Direction, token: Token) {
+        match &mut self.backend {
+            Backend::Uring(uring) => uring.arm(fd, direction, token),
+            Backend::Epoll(epoll) => {
+                if epoll.arm(fd, direction, token).is_err() {
+                    // The kernel will not watch it: let the caller's next call on it meet the reason.
+                    let armed = epoll.disarm(fd);
+                    self.done.extend(armed.into_iter().flatten().map(|token| Completion::Ready { token }));
+                }
+            }
+        }
+    }
+
+    /// Takes back what is armed on `fd`; no `Ready` follows.
+    pub fn disarm(&mut self, fd: BorrowedFd<'_>) {
+        match &mut self.backend {
+            Backend::Uring(uring) => uring.disarm(fd),
+            Backend::Epoll(epoll) => drop(epoll.disarm(fd)),
+        }
+    }
+
+    /// Takes back what is armed on `fd` and closes it as soon as nothing in the kernel refers to it; no `Ready` follows.
+    pub fn close(&mut self, fd: OwnedFd) {
+        match &mut self.backend {
+            Backend::Uring(uring) => uring.close(fd),
+            Backend::Epoll(epoll) => epoll.close(fd),
+        }
+    }
+
+    /// Writes `data[range]` to `file` at `offset`, whole.
+    ///
+    /// # Panics
+    /// When `range` is not within `data`.
+    pub fn write(&mut self, file: &Arc<File>, data: Lease, range: Range<usize>, offset: u64, token: Token) {
+        assert!(range.start <= range.end && range.end <= data.len(), "a write of {range:?} from {} bytes", data.len());
+        if range.is_empty() {
+            return self.done.push_back(Completion::Wrote { token, result: Ok(()) });
+        }
+        self.start(Transfer { file: Arc::clone(file), buffer: Buffer::Write(data), range, offset, token });
+    }
+
+    /// Fills `buffer[range]` from `file` at `offset`, whole; a file that ends before is `UnexpectedEof`.
+    ///
+    /// # Panics
+    /// When `range` is not within `buffer`.
+    pub fn read(&mut self, file: &Arc<File>, buffer: LeaseMut, range: Range<usize>, offset: u64, token: Token) {
+        assert!(range.start <= range.end && range.end <= buffer.len(), "a read of {range:?} to {} bytes", buffer.len());
+        if range.is_empty() {
+            return self.done.push_back(Completion::Read { token, result: Ok(buffer) });
+        }
+        self.start(Transfer { file: Arc::clone(file), buffer: Buffer::Read(buffer), range, offset, token });
+    }
+
+    fn start(&mut self, transfer: Transfer) {
+        match &mut self.backend {
+            Backend::Uring(uring) => uring.start(transfer),
+            Backend::Epoll(epoll) => {
+                if let Err(failed) = epoll.start(transfer) {
+                    self.done.push_back(failed);
+                }
+            }
+        }
+    }
+
+    /// Appends what has completed to `out`; waits for it up to `timeout` (`None`: until something happens). Nothing is an `Ok`, too.
+    pub fn wait(&mut self, timeout: Option<Duration>, out: &mut Vec<Completion>) -> io::Result<()> {
+        let had = out.len();
+        out.extend(self.done.drain(..));
+        let timeout = if out.len() > had { Some(Duration::ZERO) } else { timeout };
+        // A wait longer than the clock can tell is a wait without end.
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let mut left = deadline.and(timeout);
+        loop {
+            match &mut self.backend {
+                Backend::Uring(uring) => uring.wait(left, out)?,
+                Backend::Epoll(epoll) => epoll.wait(left, out)?,
+            }
+            if out.len() > had {
+                return Ok(());
+            }
+            // A signal or a swallowed completion ended the wait before its time.
+            left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Completions of arms that had been cancelled, and of things that this driver does not know; they were not passed on.
+    pub fn stale_completions(&self) -> u64 {
+        match &self.backend {
+            Backend::Uring(uring) => uring.stale_completions(),
+            Backend::Epoll(epoll) => epoll.stale_completions(),
+        }
+    }
+}
+
+/// Which readiness.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Direction {
+    Read = 0,
+    Write = 1,
+}
+
+/// One read or write of a file in flight: owns everything that the kernel or the disk thread uses, until it has completed.
+pub(crate) struct Transfer {
+    pub(crate) file: Arc<File>,
+    pub(crate) buffer: Buffer,
+    /// What is still to do of the buffer.
+    pub(crate) range: Range<usize>,
+    /// Where `range.start` lies in the file.
+    pub(crate) offset: u64,
+    pub(crate) token: Token,
+}
+
+/// The memory of a transfer, and with it the direction.
+pub(crate) enum Buffer {
+    Write(Lease),
+    Read(LeaseMut),
+}
+
+impl Transfer {
+    /// The completion of the whole transfer; gives the buffer back.
+    pub(crate) fn complete(self, result: io::Result<()>) -> Completion {
+        let token = self.token;
+        match self.buffer {
+            Buffer::Write(_) => Completion::Wrote { token, result },
+            Buffer::Read(buffer) => Completion::Read { token, result: result.map(|()| buffer) },
+        }
+    }
+
+    /// Counts `moved` bytes as done; `true` when that was the rest.
+    pub(crate) fn advance(&mut self, moved: usize) -> bool {
+        debug_assert!(moved <= self.range.len(), "more bytes than were asked for");
+        self.range.start = (self.range.start + moved).min(self.range.end);
+        self.offset += moved as u64;
+        self.range.is_empty()
+    }
+}

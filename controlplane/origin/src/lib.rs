@@ -1,1 +1,34 @@
-//! x
+//! Where images come from: OCI registries over HTTP, and OCI layout folders on a local file system.
+//!
+//! Used by registration (control plane) and by the origin feed of roots (data plane). Reads only; keeps no blob. What it
+//! hands out of a manifest is verified against its digest; blobs are verified by the callers, who see the whole of them.
+
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod auth;
+mod backoff;
+mod challenge;
+mod credentials;
+pub mod digest;
+mod error;
+mod http;
+mod layout;
+pub mod manifest;
+mod options;
+mod reader;
+mod reference;
+mod registry;
+mod source;
+
+pub use backoff::{Backoff, RetryPolicy};
+pub use error::Error;
+pub use layout::Layout;
+pub use options::SourceOptions;
+pub use reader::BlobReader;
+pub use reference::{Reference, RegistryReference, Target};
+pub use registry::Registry;
+pub use source::{BlobStream, Manifest, Source};
+
+/// The largest manifest or index that is read; registries refuse larger ones too.
+pub const MAX_MANIFEST_BYTES: u64 = 4 << 20;

@@ -1,0 +1,147 @@
+//! Authentication towards one registry: anonymous, Basic, or a Bearer token from the realm that the registry names.
+//!
+//! Owned by one `Registry`, so there is one scope and one current permission. Secrets leave only in `Authorization` headers
+//! to the registry itself (Basic, Bearer) and to its token realm (Basic).
+
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use reqwest::{Method, Response, Url};
+use serde::Deserialize;
+use tokio::sync::Mutex;
+
+use crate::challenge::{self, Challenge};
+use crate::credentials::{Credentials, Lookup};
+use crate::http::{self, Http};
+use crate::{Error, registry};
+
+/// The largest answer of a token realm.
+const MAX_TOKEN_BYTES: u64 = 256 << 10;
+
+#[derive(Debug)]
+pub(crate) struct Auth {
+    base: Url,
+    repository: String,
+    lookup: Lookup,
+    current: Mutex<Option<HeaderValue>>,
+}
+
+#[derive(Deserialize)]
+struct TokenReply {
+    token: Option<String>,
+    access_token: Option<String>,
+}
+
+impl Auth {
+    pub(crate) fn new(base: Url, repository: String, lookup: Lookup) -> Self {
+        Self { base, repository, lookup, current: Mutex::new(None) }
+    }
+
+    /// What to send with the next request to the registry.
+    pub(crate) async fn current(&self) -> Option<HeaderValue> {
+        self.current.lock().await.clone()
+    }
+
+    /// Gets a new permission after a 401 to a request that carried `refused`. Concurrent callers share one refresh.
+    pub(crate) async fn refresh(
+        &self,
+        http: &Http,
+        response: &Response,
+        refused: Option<&HeaderValue>,
+    ) -> Result<HeaderValue, Error> {
+        let mut current = self.current.lock().await;
+        if let Some(header) = current.as_ref().filter(|header| Some(*header) != refused) {
+            return Ok(header.clone());
+        }
+        *current = None;
+        let challenges = response.headers().get_all(WWW_AUTHENTICATE).iter();
+        let challenges: Vec<_> = challenges.filter_map(|line| line.to_str().ok()).flat_map(challenge::parse).collect();
+        let header = self.answer(http, &challenges, response, refused.is_some()).await?;
+        *current = Some(header.clone());
+        Ok(header)
+    }
+
+    async fn answer(
+        &self,
+        http: &Http,
+        challenges: &[Challenge],
+        response: &Response,
+        tried: bool,
+    ) -> Result<HeaderValue, Error> {
+        let of = |scheme: &str| challenges.iter().find(|challenge| challenge.scheme == scheme);
+        if let Some(bearer) = of("bearer") {
+            return secret(format!("Bearer {}", self.token(http, bearer).await?));
+        }
+        match (&self.lookup, of("basic")) {
+            // Credentials that were just refused are not worth a second try.
+            (Lookup::Found(credentials), Some(_)) if !tried => secret(credentials.basic()),
+            _ => Err(self.denied(response.url(), response.status().as_u16())),
+        }
+    }
+
+    async fn token(&self, http: &Http, bearer: &Challenge) -> Result<String, Error> {
+        let url = self.token_url(bearer)?;
+        let mut headers = HeaderMap::new();
+        if let Lookup::Found(credentials) = &self.lookup {
+            headers.insert(AUTHORIZATION, secret(Credentials::basic(credentials))?);
+        }
+        let response = http.send(Method::GET, &url, headers).await?;
+        if matches!(response.status().as_u16(), 400 | 401 | 403 | 404) {
+            return Err(self.denied(&url, response.status().as_u16()));
+        }
+        if !response.status().is_success() {
+            return Err(registry::status_error(&response));
+        }
+        let body = http.read_all(response, MAX_TOKEN_BYTES, "the token").await?;
+        // The parser's message could quote the token.
+        let reply: Option<TokenReply> = serde_json::from_slice(&body).ok();
+        reply
+            .and_then(|reply| reply.token.or(reply.access_token))
+            .filter(|token| !token.is_empty())
+            .ok_or_else(|| Error::Protocol { url: http::shown(&url), what: "its answer holds no token".into() })
+    }
+
+    fn token_url(&self, bearer: &Challenge) -> Result<Url, Error> {
+        let broken = |what: &str| Error::Protocol { url: http::shown(&self.base), what: what.into() };
+        let realm = bearer.param("realm").ok_or_else(|| broken("its token challenge names no realm"))?;
+        let mut url = self.base.join(realm).map_err(|_| broken("its token realm is not a URL"))?;
+        // A realm without TLS would see the password, and get the token seen, on the way of a registry with TLS.
+        if url.scheme() != "https" && (url.scheme() != "http" || self.base.scheme() == "https") {
+            return Err(broken("its token realm does not use HTTPS"));
+        }
+        let scope = match bearer.param("scope") {
+            Some(scope) => scope.to_owned(),
+            None => format!("repository:{}:pull", self.repository),
+        };
+        if let Some(service) = bearer.param("service") {
+            url.query_pairs_mut().append_pair("service", service);
+        }
+        url.query_pairs_mut().append_pair("scope", &scope);
+        Ok(url)
+    }
+
+    /// The error after everything was tried, with the next step.
+    pub(crate) fn denied(&self, url: &Url, status: u16) -> Error {
+        let registry = self.base.host_str().unwrap_or_default();
+        let port = self.base.port().map(|port| format!(":{port}")).unwrap_or_default();
+        let hint = match &self.lookup {
+            Lookup::Found(_) => {
+                "the user name and password in Docker's config.json are wrong or may not pull this repository".into()
+            }
+            Lookup::None => format!(
+                "the repository is private or does not exist; log in with `docker login {registry}{port}`, or name another folder with DOCKER_CONFIG"
+            ),
+            Lookup::Unusable(text) => {
+                format!("{text}, which faasnet does not use; put user name and password into its `auths`")
+            }
+        };
+        Error::Denied { url: http::shown(url), status, hint }
+    }
+}
+
+/// A header value that is not printed.
+fn secret(text: String) -> Result<HeaderValue, Error> {
+    let mut header = HeaderValue::try_from(text).map_err(|_| {
+        Error::Setting("the registry's credentials or token hold characters that HTTP does not allow".into())
+    })?;
+    header.set_sensitive(true);
+    Ok(header)
+}

@@ -1,0 +1,172 @@
+//! User names and passwords for registries, from Docker's configuration file.
+//!
+//! Read once per source. The secrets stay in this process: `Debug` does not print them and no error holds them.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+
+/// A user name and password.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Credentials {
+    pub(crate) username: String,
+    pub(crate) password: String,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Credentials(…)")
+    }
+}
+
+impl Credentials {
+    /// The value of an `Authorization` header.
+    pub(crate) fn basic(&self) -> String {
+        format!("Basic {}", STANDARD.encode(format!("{}:{}", self.username, self.password)))
+    }
+}
+
+/// What the configuration says about one registry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Lookup {
+    Found(Credentials),
+    /// Nothing about this registry.
+    None,
+    /// Something that we cannot use; the text says what.
+    Unusable(String),
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct ConfigFile {
+    auths: HashMap<String, Auth>,
+    #[serde(rename = "credHelpers")]
+    cred_helpers: HashMap<String, String>,
+    #[serde(rename = "credsStore")]
+    creds_store: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Auth {
+    auth: Option<String>,
+    username: Option<String>,
+    password: Option<String>,
+    identitytoken: Option<String>,
+}
+
+/// `$DOCKER_CONFIG/config.json`, else `~/.docker/config.json`.
+pub(crate) fn default_path() -> Option<PathBuf> {
+    if let Some(folder) = std::env::var_os("DOCKER_CONFIG").filter(|folder| !folder.is_empty()) {
+        return Some(PathBuf::from(folder).join("config.json"));
+    }
+    std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".docker/config.json"))
+}
+
+/// Looks up `registry` (host and port as in a reference). A file that does not exist knows nothing.
+pub(crate) fn look_up(path: Option<&Path>, registry: &str) -> Lookup {
+    let Some(path) = path else { return Lookup::None };
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Lookup::None,
+        Err(error) => return Lookup::Unusable(format!("{} cannot be read ({error})", path.display())),
+    };
+    match serde_json::from_slice::<ConfigFile>(&bytes) {
+        Ok(config) => config.look_up(path, registry),
+        // The parser's message could quote a secret; its position is enough.
+        Err(error) => Lookup::Unusable(format!("{} is not valid JSON (line {})", path.display(), error.line())),
+    }
+}
+
+impl ConfigFile {
+    fn look_up(&self, path: &Path, registry: &str) -> Lookup {
+        let wanted = canonical(registry);
+        let found = self.auths.iter().find(|(key, _)| canonical(key) == wanted);
+        if let Some((_, auth)) = found {
+            if let Some(credentials) = auth.credentials() {
+                return Lookup::Found(credentials);
+            }
+            if auth.identitytoken.is_some() {
+                return Lookup::Unusable(format!("{} holds only an identity token for it", path.display()));
+            }
+        }
+        let helper = self.cred_helpers.iter().find(|(key, _)| canonical(key) == wanted).map(|(_, helper)| helper);
+        match helper.or(self.creds_store.as_ref().filter(|_| found.is_some())) {
+            Some(helper) => Lookup::Unusable(format!("{} points to the credential helper {helper:?}", path.display())),
+            None => Lookup::None,
+        }
+    }
+}
+
+impl Auth {
+    fn credentials(&self) -> Option<Credentials> {
+        if let (Some(username), Some(password)) = (&self.username, &self.password) {
+            return Some(Credentials { username: username.clone(), password: password.clone() });
+        }
+        let decoded = STANDARD.decode(self.auth.as_ref()?.trim()).ok()?;
+        let text = String::from_utf8(decoded).ok()?;
+        let (username, password) = text.trim_end_matches('\0').split_once(':')?;
+        (!username.is_empty()).then(|| Credentials { username: username.into(), password: password.into() })
+    }
+}
+
+/// Docker writes its own registry as `https://index.docker.io/v1/`, and others with or without scheme and path.
+fn canonical(key: &str) -> &str {
+    let host = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
+    match host.split('/').next().unwrap_or(host) {
+        "docker.io" | "index.docker.io" | "registry-1.docker.io" => "docker.io",
+        host => host,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn look_up_in(json: &str, registry: &str) -> Lookup {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        std::fs::write(&path, json).unwrap();
+        look_up(Some(&path), registry)
+    }
+
+    /// Catches a spelling of the registry or of the secret that `docker login` writes and we do not find.
+    #[test]
+    fn credentials_are_found_in_every_spelling() {
+        let found = Lookup::Found(Credentials { username: "me".into(), password: "a:b".into() });
+        // "me:a:b"
+        let auth = r#"{"auth": "bWU6YTpi"}"#;
+        for key in ["https://index.docker.io/v1/", "docker.io"] {
+            assert_eq!(look_up_in(&format!(r#"{{"auths": {{"{key}": {auth}}}}}"#), "registry-1.docker.io"), found);
+        }
+        for key in ["r.example:5000", "http://r.example:5000", "https://r.example:5000/v2/"] {
+            assert_eq!(look_up_in(&format!(r#"{{"auths": {{"{key}": {auth}}}}}"#), "r.example:5000"), found);
+        }
+        let plain = r#"{"auths": {"r": {"username": "me", "password": "a:b"}}, "HttpHeaders": {}}"#;
+        assert_eq!(look_up_in(plain, "r"), found);
+        assert_eq!(look_up_in(plain, "other"), Lookup::None);
+    }
+
+    /// Catches a secret in a message, and a configuration that fails without a word.
+    #[test]
+    fn unusable_configurations_say_why_and_no_secret() {
+        for json in [
+            r#"{"auths": {"r": {"auth": "s3cret"#,
+            r#"{"auths": {"r": {"identitytoken": "s3cret"}}}"#,
+            r#"{"credHelpers": {"r": "ecr-login"}}"#,
+            r#"{"auths": {"r": {}}, "credsStore": "desktop"}"#,
+        ] {
+            match look_up_in(json, "r") {
+                Lookup::Unusable(text) => assert!(!text.contains("s3cret"), "{text}"),
+                other => panic!("{json}: {other:?}"),
+            }
+        }
+        let found = look_up_in(r#"{"auths": {"r": {"username": "me", "password": "s3cret"}}}"#, "r");
+        assert!(!format!("{found:?}").contains("s3cret"));
+        assert_eq!(look_up(Some(Path::new("/nonexistent/config.json")), "r"), Lookup::None);
+    }
+}

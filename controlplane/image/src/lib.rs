@@ -1,9 +1,25 @@
-//! The image converter: an OCI image becomes a descriptor, a folder becomes an OCI image, a descriptor becomes a layout again.
+//! The image converter: an OCI image becomes a descriptor, folders become an OCI image, a descriptor becomes a layout again.
 //!
-//! Owned by the controller (registration) and the command line (build, inspect, pull). Keeps no blob: images are streamed.
+//! Owned by the controller (registration) and the command line (build, inspect, pull). Registration keeps no blob: images are
+//! streamed through the hashes.
 
 #![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod build;
+mod error;
+mod export;
+mod hash;
+mod inspect;
+mod layer;
+mod layout_writer;
+mod platform;
 mod register;
+mod resolve;
 
-pub use register::{RegisterError, RegisterRequest, register};
+pub use build::{BuildError, BuildOptions, BuiltImage, BuiltLayer, Mtime, build, build_opaque};
+pub use error::RegisterError;
+pub use export::{ExportError, LayoutImage, write_layout, write_layout_image};
+pub use inspect::{BlobSummary, ImageSummary, InspectRequest, inspect};
+pub use platform::Platform;
+pub use register::{RegisterRequest, register};

@@ -2,12 +2,29 @@
 //!
 //! Called by the controller. Keeps no blob and writes nothing.
 
-use faasnet_api::Descriptor;
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use faasnet_api::descriptor::DescriptorParts;
+use faasnet_api::{CHUNK_BYTES, Descriptor, DescriptorError, Entry, Geometry};
+use faasnet_origin::manifest::ImageManifest;
+use faasnet_origin::{MAX_MANIFEST_BYTES, Source, digest, manifest};
+use tokio::sync::mpsc;
+
+use crate::hash::hash_entries;
+use crate::resolve::{self, ResolvedImage, patiently};
+use crate::{Platform, RegisterError, platform};
+
+/// Parts between reader and hasher: at most a few MiB, so that neither waits for the other's hiccups.
+const PARTS_IN_FLIGHT: usize = 16;
+
+/// Progress is told after so many bytes.
+const PROGRESS_BYTES: u64 = 1 << 20;
 
 /// What to register.
 #[derive(Debug, Clone)]
 pub struct RegisterRequest {
-    /// A registry reference, or `oci:PATH` or the path of an OCI layout folder.
+    /// A registry reference, or `oci:PATH[:tag]` or the path of an OCI layout folder.
     pub reference: String,
     /// `os/arch[/variant]`; `None`: linux and this machine's architecture.
     pub platform: Option<String>,
@@ -17,19 +34,153 @@ pub struct RegisterRequest {
     pub block_bytes: u32,
 }
 
-/// Why an image was not registered. The text names the cause and the next step.
-#[derive(Debug, thiserror::Error)]
-pub enum RegisterError {
-    /// The registry or layout failed.
-    #[error(transparent)]
-    Origin(#[from] faasnet_origin::Error),
-}
-
 /// Reads the image once, checks every digest and returns its descriptor. `progress` gets (bytes read, bytes in all).
 pub async fn register(
     request: RegisterRequest,
     progress: impl Fn(u64, u64) + Send + Sync,
 ) -> Result<Descriptor, RegisterError> {
-    progress(0, 0);
-    Err(faasnet_origin::Error::Reference { text: request.reference, reason: "not implemented yet".into() }.into())
+    let platform = request.platform.as_deref().map(str::parse::<Platform>).transpose()?;
+    let resolved = resolve::resolve(&request.reference, platform.as_ref(), request.plain_http).await?;
+    let entries = entries(&request.reference, &resolved.image)?;
+    let describe = |cause: DescriptorError| RegisterError::Descriptor { reference: request.reference.clone(), cause };
+    // Before the long read: an image that breaks a limit is refused at once.
+    let lengths = entries.iter().map(|entry| entry.len);
+    let geometry = Geometry::new(CHUNK_BYTES, request.block_bytes, lengths).map_err(|cause| describe(cause.into()))?;
+    progress(0, geometry.image_bytes());
+    let ranges = probe(&resolved.source, &entries).await?;
+    let (parts, mut received) = mpsc::channel(PARTS_IN_FLIGHT);
+    let (hashed, block_bytes) = (entries.clone(), request.block_bytes);
+    let hashing = tokio::task::spawn_blocking(move || hash_entries(&hashed, block_bytes, &mut received));
+    let feed = Feed { source: &resolved.source, parts, read: 0, total: geometry.image_bytes(), told: 0 };
+    let check = |config: &[u8]| check_platform(&request.reference, platform.as_ref(), &resolved, config);
+    // A false digest ends the hashing, which ends the feed without an error; the hasher then says what is wrong.
+    feed.run(&entries, check, progress).await?;
+    let blocks = hashing.await.map_err(|error| RegisterError::Hashing(error.to_string()))??;
+    Descriptor::new(DescriptorParts {
+        block_bytes: request.block_bytes,
+        reference: request.reference.clone(),
+        origin: resolved.source.to_origin(ranges),
+        manifest_media_type: media_type(&resolved),
+        manifest_digest: resolved.manifest.digest.clone(),
+        manifest: resolved.manifest.bytes.to_vec(),
+        entries,
+        blocks,
+    })
+    .map_err(describe)
+}
+
+/// Config first, then the layers in order, each digest once.
+fn entries(reference: &str, image: &ImageManifest) -> Result<Vec<Entry>, RegisterError> {
+    let mut lengths: HashMap<&str, u64> = HashMap::new();
+    let mut entries = Vec::new();
+    for link in std::iter::once(&image.config).chain(&image.layers) {
+        digest::hex(&link.digest)?;
+        match lengths.insert(&link.digest, link.size) {
+            None => {
+                entries.push(Entry { digest: link.digest.clone(), media_type: link.media_type.clone(), len: link.size })
+            }
+            Some(before) if before == link.size => {}
+            Some(before) => {
+                let reason = format!("its manifest gives blob {} both {before} and {} bytes", link.digest, link.size);
+                return Err(RegisterError::NotAnImage { reference: reference.into(), reason });
+            }
+        }
+    }
+    Ok(entries)
+}
+
+/// Asked of the largest blob: registries may redirect large blobs to another server than small ones.
+async fn probe(source: &Source, entries: &[Entry]) -> Result<bool, RegisterError> {
+    let Some(entry) = entries.iter().max_by_key(|entry| entry.len) else { return Ok(true) };
+    Ok(patiently(source, || source.probe_ranges(&entry.digest, entry.len)).await?)
+}
+
+fn media_type(resolved: &ResolvedImage) -> String {
+    match &*resolved.manifest.media_type {
+        known @ (manifest::OCI_MANIFEST | manifest::DOCKER_MANIFEST) => known.into(),
+        _ => manifest::OCI_MANIFEST.into(),
+    }
+}
+
+/// The reading side: the entries' bytes, in order, into the hasher's queue.
+struct Feed<'a> {
+    source: &'a Source,
+    parts: mpsc::Sender<Bytes>,
+    read: u64,
+    total: u64,
+    told: u64,
+}
+
+impl Feed<'_> {
+    /// `check_config` sees the first entry's bytes before anything else is read. Ends without an error when the hasher did.
+    async fn run(
+        mut self,
+        entries: &[Entry],
+        check_config: impl Fn(&[u8]) -> Result<(), RegisterError>,
+        progress: impl Fn(u64, u64) + Send + Sync,
+    ) -> Result<(), RegisterError> {
+        for (number, entry) in entries.iter().enumerate() {
+            let mut config = (number == 0 && entry.len <= MAX_MANIFEST_BYTES).then(Vec::new);
+            if entry.len == 0 {
+                self.check_empty(entry).await?;
+            }
+            let mut reader = self.source.read_blob_range(&entry.digest, 0..entry.len);
+            while let Some(part) = reader.next_bytes().await? {
+                self.read += part.len() as u64;
+                if let Some(config) = &mut config {
+                    config.extend_from_slice(&part);
+                }
+                if self.parts.send(part).await.is_err() {
+                    return Ok(());
+                }
+                if self.read - self.told >= PROGRESS_BYTES || self.read == self.total {
+                    self.told = self.read;
+                    progress(self.read, self.total);
+                }
+            }
+            if let Some(config) = config {
+                check_config(&config)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A blob of 0 bytes has no bytes to ask for, but must be there and be empty.
+    async fn check_empty(&self, entry: &Entry) -> Result<(), RegisterError> {
+        let first =
+            patiently(self.source, || async { self.source.open_blob(&entry.digest, None).await?.next_bytes().await });
+        match first.await? {
+            None => Ok(()),
+            Some(_) => Err(RegisterError::Length { digest: entry.digest.clone(), expected: 0 }),
+        }
+    }
+}
+
+/// An image that was not chosen from an index names its platform in its configuration only.
+fn check_platform(
+    reference: &str,
+    wanted: Option<&Platform>,
+    resolved: &ResolvedImage,
+    config: &[u8],
+) -> Result<(), RegisterError> {
+    let Ok(got) = serde_json::from_slice::<manifest::Platform>(config) else { return Ok(()) };
+    if got.os.is_empty() || got.architecture.is_empty() || !resolved.platforms.is_empty() {
+        return Ok(());
+    }
+    match wanted {
+        Some(wanted) if !wanted.fits(&got) => Err(RegisterError::UnknownPlatform {
+            reference: reference.into(),
+            wanted: wanted.to_string(),
+            available: platform::show(&got),
+        }),
+        None if !Platform::here().fits(&got) => {
+            tracing::warn!(
+                reference,
+                platform = platform::show(&got),
+                "the image is for another platform than this machine"
+            );
+            Ok(())
+        }
+        _ => Ok(()),
+    }
 }

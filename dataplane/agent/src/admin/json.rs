@@ -1,0 +1,122 @@
+//! The admin endpoint's JSON: the names and units that tools on this host rely on.
+
+use std::net::SocketAddr;
+
+use faasnet_api::{FunctionId, v1};
+use serde::Serialize;
+
+use crate::session::events::progress;
+use crate::table::Row;
+use crate::view::{Identity, View};
+
+/// `GET /v1/state`.
+#[derive(Debug, Serialize)]
+pub(super) struct State {
+    node_id: String,
+    name: String,
+    incarnation: u64,
+    version: &'static str,
+    data_address: SocketAddr,
+    admin_address: SocketAddr,
+    /// `null` while the controller is away.
+    controller_term: Option<u64>,
+    functions: Vec<Function>,
+}
+
+/// One function: in `State`, and `GET /v1/functions/{tenant}/{function}`.
+#[derive(Debug, Serialize)]
+pub(super) struct Function {
+    tenant: String,
+    function: String,
+    function_id: String,
+    image_id: String,
+    term: u64,
+    epoch: u64,
+    /// `waiting`, `fetching`, `complete` or `failed`.
+    state: &'static str,
+    error: Option<String>,
+    bytes_total: u64,
+    bytes_present: u64,
+    bytes_received: u64,
+    bytes_refetched: u64,
+    bytes_reused: u64,
+    bytes_live: u64,
+    bytes_from_store: u64,
+    bytes_copied: u64,
+    mover: String,
+    elapsed_us: u64,
+    upstreams: Vec<Upstream>,
+    levels: Vec<u32>,
+    edges_failed: u64,
+    blocks_refused: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Upstream {
+    stripe: u32,
+    /// `null`: the origin.
+    node_id: Option<String>,
+    bytes: u64,
+}
+
+impl State {
+    pub(super) fn new(identity: &Identity, admin_address: SocketAddr, view: &View) -> Self {
+        Self {
+            node_id: identity.node.to_string(),
+            name: identity.name.clone(),
+            incarnation: identity.incarnation,
+            version: env!("CARGO_PKG_VERSION"),
+            data_address: identity.data_address,
+            admin_address,
+            controller_term: view.term,
+            functions: view.rows.iter().map(|(function, row)| Function::new(*function, row)).collect(),
+        }
+    }
+}
+
+impl Function {
+    pub(super) fn new(function: FunctionId, row: &Row) -> Self {
+        let progress = progress(function, row);
+        Self {
+            tenant: row.tenant.clone(),
+            function: row.name.clone(),
+            function_id: function.to_string(),
+            image_id: row.image.to_string(),
+            term: progress.term,
+            epoch: progress.epoch,
+            state: state_name(&progress),
+            error: Some(progress.error).filter(|error| !error.is_empty()),
+            bytes_total: progress.bytes_total,
+            bytes_present: progress.bytes_present,
+            bytes_received: progress.bytes_received,
+            bytes_refetched: progress.bytes_refetched,
+            bytes_reused: progress.bytes_reused,
+            bytes_live: progress.bytes_live,
+            bytes_from_store: progress.bytes_from_store,
+            bytes_copied: progress.bytes_copied,
+            mover: progress.mover,
+            elapsed_us: progress.elapsed_us,
+            upstreams: progress.upstreams.iter().map(Upstream::new).collect(),
+            levels: progress.levels,
+            edges_failed: progress.edges_failed,
+            blocks_refused: progress.blocks_refused,
+        }
+    }
+}
+
+impl Upstream {
+    fn new(used: &v1::UpstreamUse) -> Self {
+        let hex = |id: &[u8]| id.iter().map(|byte| format!("{byte:02x}")).collect();
+        let node_id = Some(&used.node_id).filter(|id| !id.is_empty()).map(|id| hex(id));
+        Self { stripe: used.stripe, node_id, bytes: used.bytes }
+    }
+}
+
+fn state_name(progress: &v1::FunctionProgress) -> &'static str {
+    match progress.state() {
+        v1::FunctionState::Unspecified | v1::FunctionState::Waiting => "waiting",
+        v1::FunctionState::Fetching => "fetching",
+        v1::FunctionState::Complete => "complete",
+        v1::FunctionState::Failed => "failed",
+    }
+}

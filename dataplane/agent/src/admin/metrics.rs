@@ -1,0 +1,93 @@
+//! The counters in Prometheus' text format, written at scrape time from the last reports.
+
+use std::fmt::Write;
+use std::sync::atomic::Ordering;
+
+use faasnet_api::v1::FunctionProgress;
+
+use crate::feed::Counters;
+use crate::session::events::progress;
+use crate::view::View;
+
+type Read = fn(&FunctionProgress) -> u64;
+
+/// Name, type, help, value: one row per metric of a function.
+const PER_FUNCTION: [(&str, &str, &str, Read); 10] = [
+    ("faasnet_image_bytes", "gauge", "Length of the function's image; 0 while unknown.", |p| p.bytes_total),
+    ("faasnet_present_bytes", "gauge", "Verified bytes of the image on this node.", |p| p.bytes_present),
+    ("faasnet_received_bytes_total", "counter", "Payload from upstreams, the origin included.", |p| p.bytes_received),
+    ("faasnet_refetched_bytes_total", "counter", "Payload received of blocks that were complete here.", |p| {
+        p.bytes_refetched
+    }),
+    ("faasnet_live_bytes_total", "counter", "Payload sent to children as it passed.", |p| p.bytes_live),
+    ("faasnet_from_store_bytes_total", "counter", "Payload sent to children from the store.", |p| p.bytes_from_store),
+    ("faasnet_copied_bytes_total", "counter", "Payload sent to children through user space.", |p| p.bytes_copied),
+    ("faasnet_edges_failed_total", "counter", "Upstreams that were given up.", |p| p.edges_failed),
+    ("faasnet_blocks_refused_total", "counter", "Blocks that failed verification.", |p| p.blocks_refused),
+    ("faasnet_function_state", "gauge", "1 waiting, 2 fetching, 3 complete, 4 failed.", |p| p.state as u64),
+];
+
+/// The whole exposition.
+pub(super) fn text(view: &View, feed: &Counters) -> String {
+    let mut text = String::new();
+    let attached = u64::from(view.term.is_some());
+    single(
+        &mut text,
+        "faasnet_controller_attached",
+        "gauge",
+        "1 while the controller has accepted this agent.",
+        attached,
+    );
+    let feed = [
+        ("faasnet_origin_requests_total", "Requests to origins.", &feed.requests),
+        ("faasnet_origin_bytes_total", "Body bytes read from origins.", &feed.bytes),
+        ("faasnet_origin_wrong_blocks_total", "Blocks from origins that failed verification.", &feed.wrong_blocks),
+        ("faasnet_origin_retries_total", "Reads of origins that were tried again.", &feed.retries),
+    ];
+    for (name, help, counter) in feed {
+        single(&mut text, name, "counter", help, counter.load(Ordering::Relaxed));
+    }
+    let functions: Vec<_> = view.rows.iter().map(|(function, row)| (row, progress(*function, row))).collect();
+    for (name, kind, help, read) in PER_FUNCTION {
+        header(&mut text, name, kind, help);
+        for (row, progress) in &functions {
+            let (tenant, function) = (escape(&row.tenant), escape(&row.name));
+            // Ignored here and below: writing to a String does not fail.
+            let _ = writeln!(text, "{name}{{tenant=\"{tenant}\",function=\"{function}\"}} {}", read(progress));
+        }
+    }
+    text
+}
+
+fn single(text: &mut String, name: &str, kind: &str, help: &str, value: u64) {
+    header(text, name, kind, help);
+    let _ = writeln!(text, "{name} {value}");
+}
+
+fn header(text: &mut String, name: &str, kind: &str, help: &str) {
+    let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+}
+
+/// A label's value: backslash, quote and line feed are the format's three special characters.
+fn escape(label: &str) -> String {
+    label.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Catches a function's name that breaks the exposition.
+    #[test]
+    fn labels_are_escaped() {
+        assert_eq!(escape("a\"b\\c\nd"), "a\\\"b\\\\c\\nd");
+    }
+
+    /// Catches a metric without its header, or a line that is neither comment nor sample.
+    #[test]
+    fn an_idle_agent_exposes_its_counters() {
+        let text = text(&View::default(), &Counters::default());
+        assert!(text.contains("\nfaasnet_origin_bytes_total 0\n"));
+        assert!(text.lines().all(|line| line.starts_with("# ") || line.split(' ').count() == 2), "{text}");
+    }
+}

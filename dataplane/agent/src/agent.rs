@@ -1,0 +1,187 @@
+//! One running agent: puts the parts together at start and takes them apart in order at the end.
+//!
+//! LIFECYCLE: store open → feed, admin and data ports bound → running (session, feed, admin, control, each one task) → stop: session and
+//! control end, the worker finishes its writes, open images are synced.
+
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use faasnet_store::{Store, StoredImage};
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::{self, Admin};
+use crate::config::Config;
+use crate::control::{Channels, Control, Handles};
+use crate::feed::{self, Counters, Feed};
+use crate::link::WorkerLink;
+use crate::session::Session;
+use crate::view::Identity;
+
+/// Admin responses under way at the end get this long.
+const ADMIN_FAREWELL: Duration = Duration::from_secs(1);
+
+/// What a worker must be given; `listen` may have port 0, the worker tells the real one.
+pub(crate) struct WorkerNeeds {
+    pub(crate) store: Store,
+    pub(crate) advertise_ip: IpAddr,
+    pub(crate) advertise_port: Option<u16>,
+    pub(crate) feed: SocketAddr,
+}
+
+/// The parts of an agent that is bound and does not run yet, over any kind of worker.
+pub(crate) struct Parts<W> {
+    control: Control<W>,
+    session: Session,
+    feed: Feed,
+    admin: Admin,
+    shared: admin::Shared,
+}
+
+impl<W: WorkerLink> Parts<W> {
+    /// Opens and binds everything. `start_worker` answers the worker and the address that it listens on.
+    pub(crate) async fn start(
+        config: &Config,
+        start_worker: impl FnOnce(WorkerNeeds) -> anyhow::Result<(W, SocketAddr)>,
+    ) -> anyhow::Result<Self> {
+        config.validate()?;
+        let secret = config.secret()?;
+        let (store, advertised) = tokio::task::spawn_blocking({
+            let config = config.clone();
+            move || anyhow::Ok((Store::open(&config.store_dir, config.store_quota_bytes)?, advertised(&config)?))
+        })
+        .await??;
+        let (advertise_ip, advertise_port) = advertised;
+        let admin = Admin::bind(config.admin).await?;
+        let channels = Channels::new();
+        let Handles { inputs, view, descriptors } = channels.handles.clone();
+        let counters = Arc::new(Counters::default());
+        let feed = Feed::bind(feed::Shared {
+            node: store.node_id(),
+            secret: secret.clone(),
+            descriptors,
+            waiting_every: Duration::from_millis(config.waiting_every_ms),
+            counters: counters.clone(),
+            sources: feed::Sources::default(),
+            reports: inputs.clone(),
+        })
+        .await?;
+        let session = Session::new(&config.controller, &secret, inputs.clone())?;
+        let needs = WorkerNeeds { store: store.clone(), advertise_ip, advertise_port, feed: feed.address()? };
+        let (worker, listening) =
+            start_worker(needs).with_context(|| format!("the data worker on {} did not start", config.listen))?;
+        let identity = Identity {
+            node: store.node_id(),
+            incarnation: store.incarnation(),
+            name: config.name.clone(),
+            data_address: SocketAddr::new(advertise_ip, advertise_port.unwrap_or(listening.port())),
+            memory_mib: config.memory_mib(),
+        };
+        let admin_address = admin.address()?;
+        let shared = admin::Shared { identity: identity.clone(), admin_address, view, inputs, feed: counters };
+        let control = Control::new(identity, store, worker, channels);
+        Ok(Self { control, session, feed, admin, shared })
+    }
+
+    /// Who this agent is.
+    pub(crate) fn identity(&self) -> &Identity {
+        &self.shared.identity
+    }
+
+    /// Where the admin endpoint listens.
+    pub(crate) fn admin_address(&self) -> SocketAddr {
+        self.shared.admin_address
+    }
+
+    /// Runs until `shutdown` is ready, then stops in order. An error if the worker ended before that.
+    pub(crate) async fn run_until(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let Self { mut control, session, feed, admin, shared } = self;
+        let stop = CancellationToken::new();
+        let feed = tokio::spawn(feed.run());
+        let session = tokio::spawn(session.run(stop.clone()));
+        let mut admin = tokio::spawn(admin.run(shared, stop.clone()));
+        let running = tokio::select! {
+            ended = control.run(&stop) => ended,
+            () = shutdown => Ok(()),
+        };
+        tracing::info!("the agent stops");
+        stop.cancel();
+        let (worker, images) = control.into_parts();
+        // The session's own farewell is bounded.
+        let session = session.await;
+        let synced = tokio::task::spawn_blocking(move || {
+            worker.stop();
+            finish(&images)
+        });
+        let synced = synced.await;
+        feed.abort();
+        if tokio::time::timeout(ADMIN_FAREWELL, &mut admin).await.is_err() {
+            admin.abort();
+        }
+        running?;
+        session.context("the controller session ended badly")?;
+        synced.context("the worker ended badly")?
+    }
+}
+
+/// Syncs what is open, so that nothing has to be verified again after a crash of the host.
+fn finish(images: &[Arc<StoredImage>]) -> anyhow::Result<()> {
+    for image in images {
+        image.finish().with_context(|| format!("image {} could not be synced", image.descriptor().id()))?;
+    }
+    Ok(())
+}
+
+/// The address by which others reach this node: its IP address, and its port where that is not the bound one. May ask the resolver.
+fn advertised(config: &Config) -> anyhow::Result<(IpAddr, Option<u16>)> {
+    if let Some(address) = config.advertise {
+        return Ok((address.ip(), Some(address.port()).filter(|port| *port != 0)));
+    }
+    if !config.listen.ip().is_unspecified() {
+        return Ok((config.listen.ip(), None));
+    }
+    let ip = address_towards(config.controller_authority().unwrap_or_default()).with_context(|| {
+        format!(
+            "cannot tell the address by which other nodes reach this host (the route to {}); set `advertise`",
+            config.controller
+        )
+    })?;
+    Ok((ip, None))
+}
+
+/// The local address of the route to `authority`. Connecting a datagram socket chooses a route and sends nothing.
+fn address_towards(authority: &str) -> std::io::Result<IpAddr> {
+    let mut last = std::io::Error::from(std::io::ErrorKind::NotFound);
+    for address in authority.to_socket_addrs()? {
+        let any: SocketAddr = if address.is_ipv4() { ([0; 4], 0).into() } else { ([0; 16], 0).into() };
+        match UdpSocket::bind(any).and_then(|socket| socket.connect(address).and_then(|()| socket.local_addr())) {
+            Ok(local) => return Ok(local.ip()),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Catches an agent that tells its neighbours an address that nobody can connect to.
+    #[test]
+    fn the_advertised_address_is_reachable() {
+        let config = |listen: &str, advertise: Option<&str>| Config {
+            listen: listen.parse().unwrap(),
+            advertise: advertise.map(|address| address.parse().unwrap()),
+            ..Config::default()
+        };
+        let loopback: IpAddr = [127, 0, 0, 1].into();
+        assert_eq!(advertised(&config("0.0.0.0:0", None)).unwrap(), (loopback, None));
+        assert_eq!(advertised(&config("127.0.0.7:9", None)).unwrap().0.to_string(), "127.0.0.7");
+        assert_eq!(advertised(&config("0.0.0.0:9", Some("10.1.2.3:0"))).unwrap(), ([10, 1, 2, 3].into(), None));
+        assert_eq!(advertised(&config("0.0.0.0:9", Some("10.1.2.3:7"))).unwrap().1, Some(7));
+        let nowhere = Config { controller: "http://no.such.host.invalid:1".into(), ..config("0.0.0.0:0", None) };
+        assert!(format!("{:#}", advertised(&nowhere).unwrap_err()).contains("advertise"));
+    }
+}

@@ -1,0 +1,343 @@
+//! The agent's settings: one typed value, read from TOML, adjusted by the program's flags, checked once at start.
+//!
+//! Nothing else reads files or the environment for settings. Secrets never appear in `Debug` or when a configuration is printed.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use faasnet_api::ClusterSecret;
+use faasnet_relay::plan::Patience;
+use serde::{Deserialize, Serialize, Serializer};
+
+/// The fewest bytes that pass for a secret.
+pub const MIN_SECRET_BYTES: usize = 16;
+
+/// Settings of one agent. `Config::default()` is what an empty file gives.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// How people call this node; by default the host's name.
+    pub name: String,
+    /// The controller's gRPC address, `http://host:port`.
+    pub controller: String,
+    /// Where children connect to.
+    pub listen: SocketAddr,
+    /// The address that other nodes use for this one. By default `listen`; if that is unspecified (`0.0.0.0`), the local address of the
+    /// route to the controller. Port 0 stands for the port of `listen`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advertise: Option<SocketAddr>,
+    /// Where the admin endpoint listens; loopback only.
+    pub admin: SocketAddr,
+    /// Where images and the node's id are kept.
+    pub store_dir: PathBuf,
+    /// The most bytes that images may take in the store; by default what the file system has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub store_quota_bytes: Option<u64>,
+    /// The secret that controller and agents share.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster_secret: Option<Secret>,
+    /// A file that holds the secret; white space around it does not count.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster_secret_file: Option<PathBuf>,
+    /// How bytes are moved.
+    pub engine: Engine,
+    /// Memory that the controller may fill with functions; by default all of the host's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_mib: Option<u64>,
+    /// A parent that sends nothing at all for this long (or four usual gaps) is left.
+    pub silence_ms: u64,
+    /// A parent that only says that it waits for its own upstream is left after this long.
+    pub waiting_move_ms: u64,
+    /// A child outside the plan keeps its place for this long.
+    pub guest_ms: u64,
+    /// A parent with nothing to send says so this often.
+    pub waiting_every_ms: u64,
+    /// Blocks that may be in memory at once, received and not yet on disk.
+    pub buffers: usize,
+}
+
+/// How a worker moves bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// `Splice` where the kernel has what it needs, else `Copy`.
+    Auto,
+    /// Zero-copy forwarding by splice and tee.
+    Splice,
+    /// Read, verify, write.
+    Copy,
+}
+
+/// A text that is neither logged nor printed.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+/// What is wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Not TOML, an unknown setting, or a value of the wrong type.
+    #[error("the configuration cannot be read: {0}")]
+    Syntax(#[from] toml::de::Error),
+    /// A value that cannot work.
+    #[error("{setting}: {problem}")]
+    Invalid {
+        /// The setting's name.
+        setting: &'static str,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let patience = Patience::default();
+        Self {
+            name: host_name(),
+            controller: "http://127.0.0.1:7400".into(),
+            listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 7410),
+            advertise: None,
+            admin: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7411),
+            store_dir: "/var/lib/faasnet".into(),
+            store_quota_bytes: None,
+            cluster_secret: None,
+            cluster_secret_file: None,
+            engine: Engine::Auto,
+            memory_mib: None,
+            silence_ms: millis(patience.silence),
+            waiting_move_ms: millis(patience.waiting),
+            guest_ms: millis(patience.guest),
+            waiting_every_ms: millis(patience.waiting_every),
+            buffers: 24,
+        }
+    }
+}
+
+impl Config {
+    /// Reads TOML; [`Config::validate`] is still to be called, since flags may change values.
+    pub fn parse(toml: &str) -> Result<Self, ConfigError> {
+        Ok(toml::from_str(toml)?)
+    }
+
+    /// Checks everything that can be checked without touching the network or the store.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.validate_names()?;
+        self.validate_addresses()?;
+        self.validate_limits()?;
+        self.secret().map(|_| ())
+    }
+
+    /// The shared secret, from the setting or its file.
+    pub fn secret(&self) -> Result<ClusterSecret, ConfigError> {
+        let invalid = |problem: String| ConfigError::Invalid { setting: "cluster_secret", problem };
+        let text = match (&self.cluster_secret, &self.cluster_secret_file) {
+            (Some(_), Some(_)) => {
+                return Err(invalid("both cluster_secret and cluster_secret_file are set; keep one of them".into()));
+            }
+            (None, None) => {
+                return Err(invalid(
+                    "no secret; set cluster_secret_file (or cluster_secret) to the one that the controller uses".into(),
+                ));
+            }
+            (Some(secret), None) => secret.0.clone(),
+            (None, Some(path)) => std::fs::read_to_string(path)
+                .map_err(|error| invalid(format!("{} cannot be read: {error}", path.display())))?,
+        };
+        let text = text.trim();
+        if text.len() < MIN_SECRET_BYTES {
+            return Err(invalid(format!(
+                "{} bytes are too few; use at least {MIN_SECRET_BYTES}, e.g. from `openssl rand -hex 32`",
+                text.len()
+            )));
+        }
+        Ok(ClusterSecret::new(text.as_bytes()))
+    }
+
+    /// The time-outs of an edge.
+    pub fn patience(&self) -> Patience {
+        Patience {
+            silence: Duration::from_millis(self.silence_ms),
+            waiting: Duration::from_millis(self.waiting_move_ms),
+            guest: Duration::from_millis(self.guest_ms),
+            waiting_every: Duration::from_millis(self.waiting_every_ms),
+            ..Patience::default()
+        }
+    }
+
+    /// What the controller may fill: the setting, or the host's memory (0 when it cannot be told).
+    pub fn memory_mib(&self) -> u64 {
+        self.memory_mib.or_else(host_memory_mib).unwrap_or(0)
+    }
+
+    fn validate_names(&self) -> Result<(), ConfigError> {
+        let fits = !self.name.is_empty() && self.name.len() <= 64 && self.name.chars().all(|c| c.is_ascii_graphic());
+        ensure(fits, "name", || format!("{:?} is not 1 to 64 printable characters without spaces", self.name))?;
+        ensure(!self.store_dir.as_os_str().is_empty(), "store_dir", || "is empty; name a folder".into())
+    }
+
+    fn validate_addresses(&self) -> Result<(), ConfigError> {
+        ensure(!self.controller.starts_with("https://"), "controller", || {
+            "TLS to the controller is not spoken by this version; use http:// on a trusted network".into()
+        })?;
+        ensure(self.controller_authority().is_some(), "controller", || {
+            format!("{:?} is not of the form http://host:port", self.controller)
+        })?;
+        ensure(self.admin.ip().is_loopback(), "admin", || {
+            format!(
+                "{} is not a loopback address; the admin endpoint has no access control, so it stays on this host",
+                self.admin
+            )
+        })?;
+        ensure(self.admin != self.listen || self.admin.port() == 0, "admin", || {
+            format!("{} is also the data address (listen); give one of them another port", self.admin)
+        })?;
+        ensure(self.advertise.is_none_or(|address| !address.ip().is_unspecified()), "advertise", || {
+            "other nodes cannot connect to an unspecified address; name one of this host's addresses".into()
+        })
+    }
+
+    fn validate_limits(&self) -> Result<(), ConfigError> {
+        ensure(self.waiting_every_ms >= 1, "waiting_every_ms", || "must be at least 1".into())?;
+        ensure(self.silence_ms >= 2 * self.waiting_every_ms, "silence_ms", || {
+            format!("must be at least twice waiting_every_ms ({}), or healthy parents are left", self.waiting_every_ms)
+        })?;
+        ensure(self.waiting_move_ms >= self.silence_ms, "waiting_move_ms", || {
+            format!("must not be less than silence_ms ({})", self.silence_ms)
+        })?;
+        let longest = self.silence_ms.max(self.waiting_move_ms).max(self.guest_ms);
+        ensure(longest <= 3_600_000, "silence_ms, waiting_move_ms, guest_ms", || "an hour is the most".into())?;
+        ensure((4..=4096).contains(&self.buffers), "buffers", || {
+            format!("{} is not between 4 and 4096 (each holds a block of 256 KiB)", self.buffers)
+        })?;
+        ensure(self.store_quota_bytes.is_none_or(|quota| quota >= 1 << 20), "store_quota_bytes", || {
+            "less than 1 MiB holds no image; leave it out for no limit".into()
+        })
+    }
+
+    /// `host:port` of the controller; `None` when the setting is not of that form.
+    pub(crate) fn controller_authority(&self) -> Option<&str> {
+        let authority = self.controller.strip_prefix("http://")?.trim_end_matches('/');
+        let (host, port) = authority.rsplit_once(':')?;
+        let clean = !host.is_empty() && !authority.contains(['/', '@', '?', '#', ' ']);
+        (clean && port.parse::<u16>().is_ok_and(|port| port != 0)).then_some(authority)
+    }
+}
+
+impl Secret {
+    /// Wraps a text.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("(hidden)")
+    }
+}
+
+fn ensure(holds: bool, setting: &'static str, problem: impl FnOnce() -> String) -> Result<(), ConfigError> {
+    if holds { Ok(()) } else { Err(ConfigError::Invalid { setting, problem: problem() }) }
+}
+
+fn millis(duration: Duration) -> u64 {
+    duration.as_millis() as u64
+}
+
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim();
+    if name.is_empty() { "agent".into() } else { name.into() }
+}
+
+fn host_memory_mib() -> Option<u64> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib / 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn valid() -> Config {
+        Config { cluster_secret: Some(Secret::new("0123456789abcdef")), name: "n1".into(), ..Config::default() }
+    }
+
+    fn problem(config: Config) -> String {
+        config.validate().unwrap_err().to_string()
+    }
+
+    /// Catches defaults that are themselves refused, or that changed by accident.
+    #[test]
+    fn an_empty_file_gives_the_documented_defaults() {
+        let config = Config::parse("").unwrap();
+        assert_eq!(config, Config::default());
+        assert_eq!(config.listen.to_string(), "0.0.0.0:7410");
+        assert_eq!(config.admin.to_string(), "127.0.0.1:7411");
+        let times = (config.silence_ms, config.waiting_move_ms, config.guest_ms, config.waiting_every_ms);
+        assert_eq!(times, (250, 2000, 5000, 50));
+        valid().validate().unwrap();
+        assert!(config.memory_mib() > 0);
+    }
+
+    /// Catches a misspelt setting that is silently ignored.
+    #[test]
+    fn unknown_settings_are_refused_by_name() {
+        let error = Config::parse("store_dri = \"/x\"").unwrap_err().to_string();
+        assert!(error.contains("store_dri"), "{error}");
+        assert!(Config::parse("engine = \"warp\"").is_err());
+        assert!(Config::parse("listen = \"nowhere\"").is_err());
+    }
+
+    /// Catches the secret in a log line or in the printed configuration.
+    #[test]
+    fn the_secret_is_never_shown() {
+        let config = valid();
+        assert!(!format!("{config:?}").contains("0123456789abcdef"));
+        assert!(!toml::to_string(&config).unwrap().contains("0123456789abcdef"));
+    }
+
+    /// Catches a missing, doubled, short or unreadable secret that passes.
+    #[test]
+    fn secrets_are_checked() {
+        assert!(problem(Config { cluster_secret: None, ..valid() }).contains("no secret"));
+        assert!(problem(Config { cluster_secret_file: Some("/x".into()), ..valid() }).contains("both"));
+        assert!(problem(Config { cluster_secret: Some(Secret::new("  short  ")), ..valid() }).contains("too few"));
+        let missing = Config { cluster_secret: None, cluster_secret_file: Some("/no/such/file".into()), ..valid() };
+        assert!(problem(missing).contains("/no/such/file"));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "0123456789abcdef\n").unwrap();
+        let from_file = Config { cluster_secret: None, cluster_secret_file: Some(file.path().into()), ..valid() };
+        assert_eq!(from_file.secret().unwrap().rpc_token(), valid().secret().unwrap().rpc_token());
+    }
+
+    /// Catches addresses and limits that could only fail later, with a worse message.
+    #[test]
+    fn impossible_values_are_refused() {
+        let any: SocketAddr = "0.0.0.0:7411".parse().unwrap();
+        assert!(problem(Config { admin: any, ..valid() }).contains("loopback"));
+        let listen = valid().admin;
+        assert!(problem(Config { listen, ..valid() }).contains("another port"));
+        assert!(problem(Config { advertise: Some(any), ..valid() }).contains("unspecified"));
+        assert!(problem(Config { controller: "https://c:1".into(), ..valid() }).contains("TLS"));
+        for controller in ["c:7400", "http://", "http://c", "http://c:x", "http://c:0", "http://u@c:1", "http://c:1/x"]
+        {
+            assert!(problem(Config { controller: controller.into(), ..valid() }).contains("host:port"), "{controller}");
+        }
+        assert!(problem(Config { silence_ms: 60, ..valid() }).contains("silence_ms"));
+        assert!(problem(Config { waiting_move_ms: 100, ..valid() }).contains("waiting_move_ms"));
+        assert!(problem(Config { buffers: 0, ..valid() }).contains("buffers"));
+        assert!(problem(Config { name: "a b".into(), ..valid() }).contains("name"));
+        assert!(problem(Config { store_quota_bytes: Some(1), ..valid() }).contains("store_quota_bytes"));
+    }
+}

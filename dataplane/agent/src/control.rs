@@ -1,0 +1,418 @@
+//! The control side of an agent: one task that owns what this node is told to hold and mediates between controller, store and worker.
+//!
+//! Everybody else sends it `Input`s and reads its `View`. It never waits: the store works on blocking threads and answers by an input,
+//! events to a controller that is away are dropped, since `Attached` and heartbeats say again what matters.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use faasnet_api::{Descriptor, FunctionId, ImageId, Stripe, v1};
+use faasnet_store::{Store, StoredImage};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::link::{WorkerEnded, WorkerLink};
+use crate::session::commands::{AssignOrder, Order};
+use crate::session::events;
+use crate::table::{Decision, Table};
+use crate::view::{Descriptors, Identity, View};
+use crate::worker::mailbox::{Assignment, ReportState, Target, WorkerCommand, WorkerEvent};
+
+/// Inputs that may wait; a sender beyond that waits itself.
+pub(crate) const INPUTS: usize = 256;
+/// Joins asked for while the controller is away.
+const MAX_JOINS: usize = 256;
+
+/// What others tell the control side.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// A new session with the controller begins; its events go here, `Attached` first.
+    Attach(mpsc::Sender<v1::Event>),
+    /// The session has ended.
+    Detached,
+    /// The controller orders.
+    Order(Box<Order>),
+    /// Somebody on this node asks for a function.
+    Join { tenant: String, name: String },
+    /// The store has answered.
+    Opened(Opened),
+    /// A complete image could not be made durable.
+    NotDurable { function: FunctionId, image: ImageId, reason: String },
+    /// The origin sent bytes that are not the image's, twice.
+    OriginLied { function: FunctionId, stripe: Stripe, reason: String },
+}
+
+/// The store's answer.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    function: FunctionId,
+    image: ImageId,
+    /// The worker asked, by `DescriptorArrived`, and waits for the answer.
+    for_worker: bool,
+    /// `None`: the store does not hold it and there was no descriptor.
+    result: Result<Option<Arc<StoredImage>>, String>,
+}
+
+/// How often to report.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    busy: Duration,
+    idle: Duration,
+}
+
+/// See the module's documentation.
+pub(crate) struct Control<W> {
+    identity: Identity,
+    store: Store,
+    worker: W,
+    table: Table,
+    /// Functions that the worker knows of.
+    at_worker: BTreeSet<FunctionId>,
+    /// Joins that were asked for and not answered yet.
+    joins: BTreeMap<FunctionId, (String, String)>,
+    refused: BTreeMap<FunctionId, String>,
+    uplink: Option<mpsc::Sender<v1::Event>>,
+    term: Option<u64>,
+    pace: Pace,
+    next_report: Instant,
+    inputs: mpsc::Receiver<Input>,
+    answers: mpsc::Sender<Input>,
+    view: watch::Sender<Arc<View>>,
+    descriptors: watch::Sender<Descriptors>,
+}
+
+/// The ends that others hold.
+#[derive(Debug, Clone)]
+pub(crate) struct Handles {
+    pub(crate) inputs: mpsc::Sender<Input>,
+    pub(crate) view: watch::Receiver<Arc<View>>,
+    pub(crate) descriptors: watch::Receiver<Descriptors>,
+}
+
+/// The channels of a control side that is yet to be made; the feed needs them before there is a worker.
+pub(crate) struct Channels {
+    pub(crate) handles: Handles,
+    inputs: mpsc::Receiver<Input>,
+    view: watch::Sender<Arc<View>>,
+    descriptors: watch::Sender<Descriptors>,
+}
+
+impl Channels {
+    pub(crate) fn new() -> Self {
+        let (answers, inputs) = mpsc::channel(INPUTS);
+        let (view, view_reader) = watch::channel(Arc::new(View::default()));
+        let (descriptors, descriptors_reader) = watch::channel(Descriptors::new());
+        let handles = Handles { inputs: answers, view: view_reader, descriptors: descriptors_reader };
+        Self { handles, inputs, view, descriptors }
+    }
+}
+
+impl<W: WorkerLink> Control<W> {
+    pub(crate) fn new(identity: Identity, store: Store, worker: W, channels: Channels) -> Self {
+        Self {
+            identity,
+            store,
+            worker,
+            table: Table::default(),
+            at_worker: BTreeSet::new(),
+            joins: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            uplink: None,
+            term: None,
+            pace: Pace { busy: Duration::from_millis(500), idle: Duration::from_secs(5) },
+            next_report: Instant::now(),
+            inputs: channels.inputs,
+            answers: channels.handles.inputs,
+            view: channels.view,
+            descriptors: channels.descriptors,
+        }
+    }
+
+    /// Serves until `stop` is cancelled, or the worker has ended by itself.
+    pub(crate) async fn run(&mut self, stop: &CancellationToken) -> Result<(), WorkerEnded> {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                Some(input) = self.inputs.recv() => self.take_input(input)?,
+                event = self.worker.next_event() => self.take_event(event.ok_or(WorkerEnded)?)?,
+                () = tokio::time::sleep_until(self.next_report) => self.ask_report()?,
+            }
+            self.publish();
+        }
+    }
+
+    /// Lets go of everything but the worker, which is still to be stopped, and the images, which are still to be synced.
+    pub(crate) fn into_parts(self) -> (W, Vec<Arc<StoredImage>>) {
+        // The view holds images open as well.
+        self.view.send_replace(Arc::default());
+        let images = self.table.rows().filter_map(|(_, row)| row.stored.clone()).collect();
+        (self.worker, images)
+    }
+
+    fn take_input(&mut self, input: Input) -> Result<(), WorkerEnded> {
+        match input {
+            Input::Attach(uplink) => self.attach(uplink)?,
+            Input::Detached => (self.uplink, self.term) = (None, None),
+            Input::Order(order) => self.take_order(*order)?,
+            Input::Join { tenant, name } => self.join(tenant, name),
+            Input::Opened(opened) => self.opened(opened)?,
+            Input::NotDurable { function, image, reason } => self.fail(function, image, reason),
+            Input::OriginLied { function, stripe, reason } => {
+                self.up(events::edge_failed(function, stripe, Target::Origin, reason, true));
+            }
+        }
+        Ok(())
+    }
+
+    fn take_order(&mut self, order: Order) -> Result<(), WorkerEnded> {
+        match order {
+            Order::Accepted(accepted) => self.accepted(accepted),
+            Order::Assign(order) => self.assign(order)?,
+            Order::Drop { function, version } => {
+                let Some(row) = self.table.drop_function(function, version) else {
+                    // A function that this node does not have is as good as dropped; a stale command is not answered.
+                    if self.table.get(function).is_none() {
+                        self.up(events::dropped(function));
+                    }
+                    return Ok(());
+                };
+                tracing::info!(tenant = row.tenant, function = row.name, "dropped; the image stays in the store");
+                self.descriptors.send_modify(|all| drop(all.remove(&function)));
+                match self.at_worker.contains(&function) {
+                    true => {
+                        self.worker.send(WorkerCommand::Drop { function, term: version.term, epoch: version.epoch })?
+                    }
+                    false => self.up(events::dropped(function)),
+                }
+            }
+            Order::JoinRefused(refused) => {
+                let function = FunctionId::new(&refused.tenant, &refused.function);
+                tracing::warn!(
+                    tenant = refused.tenant,
+                    function = refused.function,
+                    reason = refused.reason,
+                    "join refused"
+                );
+                if self.joins.remove(&function).is_some() {
+                    self.refused.insert(function, refused.reason);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn take_event(&mut self, event: WorkerEvent) -> Result<(), WorkerEnded> {
+        match event {
+            WorkerEvent::DescriptorArrived { function, image, bytes } => {
+                let Some(row) = self.table.get(function).filter(|row| row.image == image) else { return Ok(()) };
+                self.open(function, image, row.tenant.clone(), Some(bytes), true);
+            }
+            WorkerEvent::EdgeFailed { function, stripe, upstream, reason, wrong_bytes } => {
+                tracing::warn!(
+                    function = function.short(),
+                    stripe = stripe.0,
+                    ?upstream,
+                    reason,
+                    wrong_bytes,
+                    "upstream given up"
+                );
+                self.up(events::edge_failed(function, stripe, upstream, reason, wrong_bytes));
+            }
+            WorkerEvent::Completed { function, image } => {
+                self.completed(function, image);
+                self.ask_report()?;
+            }
+            WorkerEvent::Failed { function, image, reason } => {
+                self.fail(function, image, reason);
+                self.ask_report()?;
+            }
+            WorkerEvent::Dropped { function } => {
+                self.at_worker.remove(&function);
+                self.up(events::dropped(function));
+            }
+            WorkerEvent::Reported(reports) => {
+                self.table.report(reports);
+                self.up(events::heartbeat(&self.table));
+            }
+        }
+        Ok(())
+    }
+
+    fn attach(&mut self, uplink: mpsc::Sender<v1::Event>) -> Result<(), WorkerEnded> {
+        self.uplink = Some(uplink);
+        self.term = None;
+        self.up(events::event(v1::event::Event::Attached(v1::Attached {
+            node_id: self.identity.node.to_vec(),
+            incarnation: self.identity.incarnation,
+            name: self.identity.name.clone(),
+            data_address: self.identity.data_address.to_string(),
+            memory_mib: self.identity.memory_mib,
+            version: env!("CARGO_PKG_VERSION").into(),
+            held: events::held(&self.table),
+        })));
+        for (tenant, name) in self.joins.clone().into_values() {
+            self.up(events::join_requested(tenant, name));
+        }
+        self.ask_report()
+    }
+
+    fn accepted(&mut self, accepted: v1::Accepted) {
+        let pace = |ms: u32| Duration::from_millis(u64::from(ms).clamp(10, 60_000));
+        self.pace = Pace { busy: pace(accepted.heartbeat_ms), idle: pace(accepted.idle_heartbeat_ms) };
+        self.term = Some(accepted.term);
+        self.schedule_report();
+        tracing::info!(term = accepted.term, "the controller accepted this agent");
+    }
+
+    fn assign(&mut self, order: AssignOrder) -> Result<(), WorkerEnded> {
+        let AssignOrder { tenant, name, assignment, descriptor } = order;
+        let (function, image) = (assignment.function, assignment.image);
+        let (term, epoch) = (assignment.term, assignment.epoch);
+        let decision = self.table.assign(tenant.clone(), name.clone(), assignment, descriptor.is_some());
+        tracing::debug!(tenant, function = name, image = image.short(), term, epoch, ?decision, "assigned");
+        match decision {
+            Decision::Ignore => return Ok(()),
+            Decision::Send(assignment) => self.send_assignment(assignment)?,
+            Decision::Open => self.open(function, image, tenant, descriptor, false),
+            Decision::Wait => {}
+        }
+        self.joins.remove(&function);
+        self.refused.remove(&function);
+        self.schedule_report();
+        Ok(())
+    }
+
+    fn send_assignment(&mut self, assignment: Box<Assignment>) -> Result<(), WorkerEnded> {
+        self.at_worker.insert(assignment.function);
+        self.worker.send(WorkerCommand::Assign(assignment))
+    }
+
+    /// Has the store open an image: by its descriptor if there is one, else if the store holds it. The answer comes as `Input::Opened`.
+    fn open(&self, function: FunctionId, image: ImageId, tenant: String, bytes: Option<Vec<u8>>, for_worker: bool) {
+        let (store, answers) = (self.store.clone(), self.answers.clone());
+        tokio::task::spawn_blocking(move || {
+            let result = open_image(&store, &tenant, image, bytes);
+            // Ignored: the control side has ended, nobody waits for the image.
+            let _ = answers.blocking_send(Input::Opened(Opened { function, image, for_worker, result }));
+        });
+    }
+
+    fn opened(&mut self, opened: Opened) -> Result<(), WorkerEnded> {
+        let Opened { function, image, for_worker, result } = opened;
+        let stored = match result {
+            Ok(stored) => stored,
+            Err(reason) => {
+                if for_worker {
+                    self.worker.send(WorkerCommand::FailImage { function, image, reason: reason.clone() })?;
+                }
+                self.fail(function, image, reason);
+                return self.ask_report();
+            }
+        };
+        let waiting = self.table.opened(function, image, stored);
+        let Some(row) = self.table.get(function).filter(|row| row.image == image) else { return Ok(()) };
+        let stored = row.stored.clone();
+        if let Some(stored) = &stored {
+            let descriptor = stored.descriptor().clone();
+            self.descriptors.send_modify(|all| drop(all.insert(function, descriptor)));
+        }
+        if let Some(assignment) = waiting {
+            self.send_assignment(assignment)?;
+        }
+        match stored.filter(|_| for_worker) {
+            Some(stored) => self.worker.send(WorkerCommand::OpenImage { function, stored }),
+            None => Ok(()),
+        }
+    }
+
+    fn completed(&mut self, function: FunctionId, image: ImageId) {
+        let Some(row) = self.table.get(function).filter(|row| row.image == image) else { return };
+        tracing::info!(tenant = row.tenant, function = row.name, image = image.short(), "complete");
+        let (Some(stored), answers) = (row.stored.clone(), self.answers.clone()) else { return };
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = stored.finish() {
+                let reason = format!("the image is complete but could not be made durable: {error}");
+                // Ignored: the control side has ended; its stop finishes the image once more.
+                let _ = answers.blocking_send(Input::NotDurable { function, image, reason });
+            }
+        });
+    }
+
+    fn fail(&mut self, function: FunctionId, image: ImageId, reason: String) {
+        let Some(row) = self.table.get(function).filter(|row| row.image == image) else { return };
+        if matches!(&row.phase, crate::table::Phase::Failed(_)) {
+            return;
+        }
+        tracing::error!(
+            tenant = row.tenant,
+            function = row.name,
+            image = image.short(),
+            reason,
+            "the image cannot be held here"
+        );
+        self.table.failed(function, image, reason.clone());
+        self.up(events::image_failed(function, image, reason));
+    }
+
+    fn join(&mut self, tenant: String, name: String) {
+        let function = FunctionId::new(&tenant, &name);
+        self.refused.remove(&function);
+        if self.table.get(function).is_some() || self.joins.contains_key(&function) {
+            return;
+        }
+        if self.joins.len() >= MAX_JOINS {
+            self.joins.pop_first();
+        }
+        self.joins.insert(function, (tenant.clone(), name.clone()));
+        self.up(events::join_requested(tenant, name));
+    }
+
+    fn ask_report(&mut self) -> Result<(), WorkerEnded> {
+        self.next_report = Instant::now() + self.interval();
+        self.worker.send(WorkerCommand::Report)
+    }
+
+    /// After a change of pace or activity: the next report is due one interval from now at the latest.
+    fn schedule_report(&mut self) {
+        self.next_report = self.next_report.min(Instant::now() + self.interval());
+    }
+
+    fn interval(&self) -> Duration {
+        if self.table.is_active() { self.pace.busy } else { self.pace.idle }
+    }
+
+    /// Tells the controller, if it is there.
+    fn up(&mut self, event: v1::Event) {
+        let Some(uplink) = &self.uplink else { return };
+        match uplink.try_send(event) {
+            Ok(()) => {}
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                tracing::warn!("the controller does not take events fast enough; one was dropped");
+            }
+            Err(mpsc::error::TrySendError::Closed(_)) => (self.uplink, self.term) = (None, None),
+        }
+    }
+
+    fn publish(&self) {
+        let rows = self.table.rows().map(|(function, row)| (function, row.clone())).collect();
+        let view = View { term: self.term, rows, refused: self.refused.clone() };
+        self.view.send_replace(Arc::new(view));
+    }
+}
+
+fn open_image(
+    store: &Store,
+    tenant: &str,
+    image: ImageId,
+    bytes: Option<Vec<u8>>,
+) -> Result<Option<Arc<StoredImage>>, String> {
+    let Some(bytes) = bytes else {
+        let held = store.open_held(image).map_err(|error| error.to_string())?;
+        // Another tenant's copy must not spare this one the fetch: having the id does not mean being allowed to have the image.
+        return Ok(held.filter(|stored| stored.tenant() == tenant));
+    };
+    let descriptor = Descriptor::decode(&bytes, image).map_err(|error| error.to_string())?;
+    store.open_image(tenant, Arc::new(descriptor)).map(Some).map_err(|error| error.to_string())
+}

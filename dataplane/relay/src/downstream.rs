@@ -145,6 +145,12 @@ impl Downstream {
         }
     }
 
+    /// Whether a child is owed any of `present`.
+    pub fn is_owed_any(&self, id: ChildId, present: &BlockSet) -> bool {
+        let child = self.children.iter().find(|child| child.id == id);
+        child.is_some_and(|child| child.owed.next_in_both(present, child.cursor).is_some())
+    }
+
     /// How many blocks a child is still owed.
     pub fn owed_count(&self, id: ChildId) -> u32 {
         self.children.iter().find(|child| child.id == id).map_or(0, |child| child.owed.count())

@@ -186,6 +186,11 @@ impl StripeRelay {
         self.downstream.next_from_store(id, present)
     }
 
+    /// Whether [`StripeRelay::next_from_store`] would give a block.
+    pub fn has_next_from_store(&self, id: ChildId) -> bool {
+        self.image.as_ref().is_some_and(|image| self.downstream.is_owed_any(id, &image.present))
+    }
+
     /// Ids from the root to this node. A node that needs nothing more, or has lost its upstream, begins a path.
     pub fn path(&self) -> Vec<NodeId> {
         let above = if self.is_needed() { self.upstreams.path().unwrap_or_default() } else { &[] };

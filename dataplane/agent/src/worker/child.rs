@@ -1,0 +1,204 @@
+//! One child: its connection, what it said, what is on its way to it.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use faasnet_api::{BlockIndex, NodeId};
+use faasnet_relay::downstream::ChildId;
+use faasnet_relay::upstream::Now;
+use faasnet_ring::{Lease, Outcome, Pipe};
+
+use super::inbox::{ControlReader, Read};
+use super::io::{ConnId, Direction, FRAME_START, Io, Mover};
+use super::outbox::{Flushed, Outbox};
+
+/// See the module's documentation.
+pub(super) struct Child {
+    pub(super) id: ConnId,
+    pub(super) node: NodeId,
+    fd: OwnedFd,
+    reader: ControlReader,
+    pub(super) outbox: Outbox,
+    /// Has `Want` arrived and been understood?
+    pub(super) wanted: bool,
+    /// The bitmap of `Want` while its parts arrive, or while the descriptor is unknown here.
+    pub(super) want: Vec<u8>,
+    pub(super) want_is_whole: bool,
+    /// The child still has to be sent the descriptor.
+    pub(super) wants_descriptor: bool,
+    /// Said `Stop`: nothing is appended any more, the connection ends when the queue is empty.
+    pub(super) stopping: bool,
+    /// Block that is being read back for it.
+    pub(super) loading: Option<BlockIndex>,
+    /// `Path` to be sent when the queue is empty; only the latest counts.
+    pub(super) new_path: Option<Vec<u8>>,
+    last_said: Now,
+    said_bytes: u64,
+}
+
+/// The longest bitmap: one bit for each of the most blocks that an image may have.
+const MAX_WANT_BYTES: usize = (faasnet_api::geometry::MAX_BLOCKS / 8) as usize;
+
+impl Child {
+    pub(super) fn new(id: ConnId, node: NodeId, fd: OwnedFd, reader: ControlReader, wants_descriptor: bool) -> Self {
+        Self {
+            id,
+            node,
+            fd,
+            reader,
+            outbox: Outbox::default(),
+            wanted: false,
+            want: Vec::new(),
+            want_is_whole: false,
+            wants_descriptor,
+            stopping: false,
+            loading: None,
+            new_path: None,
+            last_said: Now::ZERO,
+            said_bytes: 0,
+        }
+    }
+
+    /// The relay core's name for it.
+    pub(super) fn child_id(&self) -> ChildId {
+        ChildId(self.id.0)
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    pub(super) fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+
+    /// The next frame from the child.
+    pub(super) fn read(&mut self) -> Read {
+        self.reader.step(&self.fd)
+    }
+
+    /// Takes a part of `Want`; an error says what is wrong with it.
+    pub(super) fn take_want(&mut self, first_block: u32, last: bool, part: &[u8]) -> Result<(), &'static str> {
+        if self.want_is_whole || self.want.len() * 8 != first_block as usize {
+            return Err("parts of a Want out of order");
+        }
+        if self.want.len() + part.len() > MAX_WANT_BYTES {
+            return Err("a Want longer than any image");
+        }
+        self.want.extend_from_slice(part);
+        self.want_is_whole = last;
+        Ok(())
+    }
+
+    /// Whether a block that arrives now may go to this child at once.
+    pub(super) fn is_ready_for_live(&self, mover: Mover, in_socket: bool, frame_bytes: usize) -> bool {
+        if !self.wanted || self.stopping {
+            return false;
+        }
+        if mover == Mover::Splice && in_socket && self.outbox.pipe_has_room(frame_bytes) {
+            return true;
+        }
+        self.outbox.has_room_for_lease() && self.outbox.queued_bytes() <= frame_bytes
+    }
+
+    /// Whether blocks can be left in the upstream's socket for it.
+    pub(super) fn can_be_piped_to(&self) -> bool {
+        self.wanted && !self.stopping && self.pipe().is_some()
+    }
+
+    /// The pipe to tee into; none when this child is served from buffers.
+    pub(super) fn pipe(&self) -> Option<&Pipe> {
+        self.outbox.pipe()
+    }
+
+    /// Queues the part of a frame that did not go through the pipe; `sent` bytes of the frame did. Returns the bytes queued.
+    pub(super) fn append_rest(&mut self, lease: &Lease, sent: usize, total: usize) -> usize {
+        if sent < total {
+            self.outbox.leased(lease.clone(), FRAME_START + sent..FRAME_START + total);
+        }
+        total - sent
+    }
+
+    /// Sends what the socket takes; an error says why the connection is to be closed.
+    pub(super) fn flush(&mut self, io: &mut Io) -> Result<(), String> {
+        if self.outbox.queued_bytes() == 0
+            && let Some(path) = self.new_path.take()
+        {
+            self.outbox.bytes(path);
+        }
+        let flushed = self.outbox.flush(&self.fd);
+        if self.outbox.sent_bytes() != self.said_bytes {
+            (self.said_bytes, self.last_said) = (self.outbox.sent_bytes(), io.now());
+        }
+        match flushed {
+            Flushed::Empty if self.stopping && self.loading.is_none() => Err("stopped as it asked".into()),
+            Flushed::Empty => Ok(()),
+            Flushed::Blocked => {
+                io.arm(self.id, &self.fd, Direction::Write);
+                Ok(())
+            }
+            Flushed::Failed(reason) => Err(reason),
+        }
+    }
+
+    /// Whether it has heard nothing for so long that it has to be told that we live.
+    pub(super) fn is_quiet(&self, io: &Io) -> bool {
+        self.outbox.queued_bytes() == 0 && io.now().saturating_sub(self.last_said) >= io.patience.waiting_every
+    }
+}
+
+/// Shows the `len` bytes at the front of `from` to the child's pipe; returns how many it got.
+pub(super) fn tee(from: &Pipe, child: &mut Child, len: usize) -> usize {
+    let moved = match child.pipe().map(|pipe| from.tee_to(pipe, len)) {
+        Some(Outcome::Moved(moved)) => moved,
+        _ => 0,
+    };
+    child.outbox.piped(moved);
+    moved
+}
+
+/// Moves up to `len` bytes from the front of `from` to the child's pipe; returns how many it got.
+pub(super) fn hand_over(from: &Pipe, child: &mut Child, len: usize) -> usize {
+    let mut done = 0;
+    while done < len {
+        match child.pipe().map(|pipe| from.move_to(pipe, len - done)) {
+            Some(Outcome::Moved(moved)) if moved > 0 => {
+                done += moved;
+                child.outbox.piped(moved);
+            }
+            _ => break,
+        }
+    }
+    done
+}
+
+/// Moves up to `len` bytes from the socket straight to the child's pipe; returns how many it got.
+pub(super) fn fill_from(socket: BorrowedFd<'_>, child: &mut Child, len: usize) -> usize {
+    let mut done = 0;
+    while done < len {
+        match child.pipe().map(|pipe| pipe.fill_from_socket(socket, len - done)) {
+            Some(Outcome::Moved(moved)) if moved > 0 => {
+                done += moved;
+                child.outbox.piped(moved);
+            }
+            _ => break,
+        }
+    }
+    done
+}
+
+/// A stored block on its way to a child: from the file where it is in memory, else `false`: it has to be read back.
+pub(super) fn append_stored(
+    child: &mut Child,
+    image: &Arc<faasnet_store::StoredImage>,
+    block: BlockIndex,
+    header: [u8; 16],
+) -> bool {
+    let Some(place) = image.geometry().place(block) else { return false };
+    if faasnet_ring::file::resident(image.file(), place.file_offset, place.len.into()) != Some(true) {
+        return false;
+    }
+    child.outbox.bytes(header.to_vec());
+    child.outbox.stored(image.file(), place.file_offset, place.len as usize);
+    true
+}

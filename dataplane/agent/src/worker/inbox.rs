@@ -1,0 +1,322 @@
+//! The receiving end of a link to an upstream: frames out of a byte stream, with as little copying as the mover allows.
+//!
+//! In `splice` a block is peeked into a buffer when it is there as a whole (the one copy: verified there, kept from there) while its bytes
+//! stay in the socket to be teed. When nobody would take it live, or the receive buffer cannot hold a whole frame, or the mover is
+//! `copy`, the block is read into the buffer, which consumes it.
+//!
+//! SO_RCVLOWAT always equals what the next step still needs, so that a poll fires once per frame and not per segment.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use faasnet_api::BlockIndex;
+use faasnet_relay::upstream::Now;
+use faasnet_relay::wire::{Frame, HEADER_BYTES, Kind};
+use faasnet_ring::{Arena, LeaseMut, Outcome, socket};
+
+use super::io::FRAME_START;
+
+/// What one step of receiving came to.
+pub(super) enum Step {
+    /// Wait until the socket is readable.
+    Blocked,
+    /// No buffer is free; try again when one is.
+    NoLease,
+    /// A control frame.
+    Control(Frame, Vec<u8>),
+    /// A whole block frame, read or still in the socket.
+    Block(Arrival),
+    /// The stream ended, or what came is not acceptable.
+    Ended(String),
+}
+
+/// A whole block frame in a buffer, from [`FRAME_START`] on.
+pub(super) struct Arrival {
+    pub(super) block: BlockIndex,
+    pub(super) frame: Frame,
+    pub(super) lease: LeaseMut,
+    /// The same bytes are still in the socket and must be consumed, all of them, before the next step.
+    pub(super) in_socket: bool,
+}
+
+enum State {
+    Header {
+        bytes: [u8; HEADER_BYTES],
+        filled: usize,
+    },
+    Control {
+        frame: Frame,
+        payload: Vec<u8>,
+        filled: usize,
+    },
+    /// The header has been seen, not consumed; the whole frame is awaited in the socket.
+    Peek {
+        frame: Frame,
+        block: BlockIndex,
+        seen: usize,
+        since: Now,
+    },
+    /// The frame is read into a buffer.
+    Fill {
+        frame: Frame,
+        block: BlockIndex,
+        lease: LeaseMut,
+        filled: usize,
+    },
+}
+
+/// Decides about a block frame whose header arrived.
+pub(super) trait Judge {
+    /// Which block it is, or why it is not acceptable.
+    fn expect(&self, frame: &Frame) -> Result<BlockIndex, String>;
+    /// Whether a child would take it live, without a copy.
+    fn wants_peek(&self, block: BlockIndex) -> bool;
+}
+
+/// See the module's documentation.
+pub(super) struct Inbox {
+    state: State,
+    lowat: usize,
+    /// The mover reads, or the receive buffer turned out too small for a whole frame.
+    cannot_peek: bool,
+}
+
+/// A frame that does not grow for this long in a socket cannot become whole there.
+const STUCK: Duration = Duration::from_millis(40);
+/// While reading into a buffer, wake up for this much at least.
+const READ_LOWAT: usize = 32 << 10;
+
+impl Inbox {
+    /// `peeks`: whether the mover leaves blocks in the socket.
+    pub(super) fn new(peeks: bool) -> Self {
+        Self { state: HEADER, lowat: 1, cannot_peek: !peeks }
+    }
+
+    /// Goes on receiving. `fired` tells that the socket was just reported readable.
+    pub(super) fn step(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        arena: &Arena,
+        now: Now,
+        fired: bool,
+        judge: &impl Judge,
+    ) -> Step {
+        let mut fired = fired;
+        loop {
+            let step = match &mut self.state {
+                State::Header { .. } => self.header(fd, arena, now, judge),
+                State::Control { .. } => self.control(fd),
+                State::Peek { .. } => self.peek(fd, arena, now, std::mem::take(&mut fired)),
+                State::Fill { .. } => self.fill(fd),
+            };
+            if let Some(step) = step {
+                return step;
+            }
+        }
+    }
+
+    /// Whether a frame has begun and is not complete.
+    pub(super) fn is_mid_frame(&self) -> bool {
+        !matches!(self.state, State::Header { filled: 0, .. })
+    }
+
+    fn header(&mut self, fd: BorrowedFd<'_>, arena: &Arena, now: Now, judge: &impl Judge) -> Option<Step> {
+        let State::Header { bytes, filled } = &mut self.state else { return None };
+        if *filled == 0 && !self.cannot_peek {
+            match socket::peek(fd, bytes) {
+                Outcome::Moved(HEADER_BYTES) => {}
+                // A part of a header: consumed at once, so that a connection that ends here cannot be polled readable for ever.
+                Outcome::Moved(_) => return self.partial_header(fd, arena, judge),
+                other => return Some(self.not_moved(fd, other, HEADER_BYTES)),
+            }
+            let frame = match Frame::parse(bytes) {
+                Ok(frame) => frame,
+                Err(error) => return Some(Step::Ended(error.to_string())),
+            };
+            if frame.kind == Kind::Block {
+                let block = match judge.expect(&frame) {
+                    Ok(block) => block,
+                    Err(error) => return Some(Step::Ended(error)),
+                };
+                if judge.wants_peek(block) {
+                    self.state = State::Peek { frame, block, seen: 0, since: now };
+                    return None;
+                }
+            }
+        }
+        self.partial_header(fd, arena, judge)
+    }
+
+    /// Consumes the header and chooses where its payload goes.
+    fn partial_header(&mut self, fd: BorrowedFd<'_>, arena: &Arena, judge: &impl Judge) -> Option<Step> {
+        // A block needs a buffer for certain: take it first, so that a header is not consumed in vain.
+        let Some(lease) = arena.take() else { return Some(Step::NoLease) };
+        let State::Header { bytes, filled } = &mut self.state else { return None };
+        match socket::recv(fd, &mut bytes[*filled..]) {
+            Outcome::Moved(moved) => *filled += moved,
+            other => {
+                let missing = HEADER_BYTES - *filled;
+                return Some(self.not_moved(fd, other, missing));
+            }
+        }
+        if *filled < HEADER_BYTES {
+            return None;
+        }
+        let frame = match Frame::parse(bytes) {
+            Ok(frame) => frame,
+            Err(error) => return Some(Step::Ended(error.to_string())),
+        };
+        if frame.kind != Kind::Block {
+            self.state = State::Control { frame, payload: vec![0; frame.len as usize], filled: 0 };
+            return None;
+        }
+        match judge.expect(&frame) {
+            Ok(block) => {
+                let mut lease = lease;
+                lease[FRAME_START..FRAME_START + HEADER_BYTES].copy_from_slice(bytes);
+                self.state = State::Fill { frame, block, lease, filled: HEADER_BYTES };
+                None
+            }
+            Err(error) => Some(Step::Ended(error)),
+        }
+    }
+
+    fn control(&mut self, fd: BorrowedFd<'_>) -> Option<Step> {
+        let State::Control { frame, payload, filled } = &mut self.state else { return None };
+        if *filled < payload.len() {
+            match socket::recv(fd, &mut payload[*filled..]) {
+                Outcome::Moved(moved) => *filled += moved,
+                other => return Some(self.not_moved(fd, other, 1)),
+            }
+        }
+        if *filled < payload.len() {
+            return None;
+        }
+        let done = Step::Control(*frame, std::mem::take(payload));
+        self.state = HEADER;
+        Some(done)
+    }
+
+    fn peek(&mut self, fd: BorrowedFd<'_>, arena: &Arena, now: Now, fired: bool) -> Option<Step> {
+        let State::Peek { frame, block, seen, since } = &mut self.state else { return None };
+        let total = frame.total_bytes();
+        let queued = match socket::readable_bytes(fd) {
+            Ok(queued) => queued,
+            Err(error) => return Some(Step::Ended(error.to_string())),
+        };
+        if queued < total {
+            if queued != *seen {
+                (*seen, *since) = (queued, now);
+            }
+            // Polled readable although SO_RCVLOWAT asks for more, or no growth: the window is full (or the stream ended). Read on.
+            if self.lowat == total && (fired || now.saturating_sub(*since) > STUCK) {
+                self.cannot_peek = true;
+                self.state = HEADER;
+                return None;
+            }
+            return Some(self.block_until(fd, total));
+        }
+        let Some(mut lease) = arena.take() else { return Some(Step::NoLease) };
+        match socket::peek(fd, &mut lease[FRAME_START..FRAME_START + total]) {
+            Outcome::Moved(moved) if moved == total => {
+                let arrival = Arrival { block: *block, frame: *frame, lease, in_socket: true };
+                self.state = HEADER;
+                Some(Step::Block(arrival))
+            }
+            Outcome::Failed(error) => Some(Step::Ended(error.to_string())),
+            _ => {
+                self.cannot_peek = true;
+                self.state = HEADER;
+                None
+            }
+        }
+    }
+
+    fn fill(&mut self, fd: BorrowedFd<'_>) -> Option<Step> {
+        let State::Fill { frame, lease, filled, .. } = &mut self.state else { return None };
+        let total = frame.total_bytes();
+        while *filled < total {
+            match socket::recv(fd, &mut lease[FRAME_START + *filled..FRAME_START + total]) {
+                Outcome::Moved(moved) => *filled += moved,
+                other => {
+                    let missing = (total - *filled).min(READ_LOWAT);
+                    return Some(self.not_moved(fd, other, missing));
+                }
+            }
+        }
+        let State::Fill { frame, block, lease, .. } = std::mem::replace(&mut self.state, HEADER) else { return None };
+        Some(Step::Block(Arrival { block, frame, lease, in_socket: false }))
+    }
+
+    fn not_moved(&mut self, fd: BorrowedFd<'_>, outcome: Outcome, needed: usize) -> Step {
+        match outcome {
+            Outcome::WouldBlock => self.block_until(fd, needed),
+            Outcome::Failed(error) => Step::Ended(error.to_string()),
+            _ if self.is_mid_frame() => Step::Ended("the connection ended inside a frame".into()),
+            _ => Step::Ended("the connection ended".into()),
+        }
+    }
+
+    fn block_until(&mut self, fd: BorrowedFd<'_>, needed: usize) -> Step {
+        if self.lowat != needed {
+            if let Err(error) = socket::set_rcvlowat(fd.as_fd(), needed) {
+                return Step::Ended(error.to_string());
+            }
+            self.lowat = needed;
+        }
+        Step::Blocked
+    }
+}
+
+const HEADER: State = State::Header { bytes: [0; HEADER_BYTES], filled: 0 };
+
+/// Reads the few small frames that children send.
+#[derive(Default)]
+pub(super) struct ControlReader {
+    header: Vec<u8>,
+    frame: Option<Frame>,
+    payload: Vec<u8>,
+}
+
+/// What reading came to.
+pub(super) enum Read {
+    /// Wait until the socket is readable.
+    Blocked,
+    /// A whole frame.
+    Frame(Frame, Vec<u8>),
+    /// The stream ended, or what came is not a control frame.
+    Ended(String),
+}
+
+impl ControlReader {
+    pub(super) fn step(&mut self, fd: impl AsFd) -> Read {
+        loop {
+            let (buffer, want) = match &self.frame {
+                None => (&mut self.header, HEADER_BYTES),
+                Some(frame) => (&mut self.payload, frame.len as usize),
+            };
+            if buffer.len() < want {
+                let filled = buffer.len();
+                buffer.resize(want, 0);
+                let outcome = socket::recv(fd.as_fd(), &mut buffer[filled..]);
+                buffer.truncate(filled + if let Outcome::Moved(moved) = outcome { moved } else { 0 });
+                match outcome {
+                    Outcome::Moved(_) => continue,
+                    Outcome::WouldBlock => return Read::Blocked,
+                    Outcome::Ended => return Read::Ended("the connection ended".into()),
+                    Outcome::Failed(error) => return Read::Ended(error.to_string()),
+                }
+            }
+            if let Some(frame) = self.frame.take() {
+                self.header.clear();
+                return Read::Frame(frame, std::mem::take(&mut self.payload));
+            }
+            let Some(header) = self.header.first_chunk::<HEADER_BYTES>() else { continue };
+            match Frame::parse(header) {
+                Ok(frame) if frame.kind == Kind::Block => return Read::Ended("a child sent a block".into()),
+                Ok(frame) => self.frame = Some(frame),
+                Err(error) => return Read::Ended(error.to_string()),
+            }
+        }
+    }
+}

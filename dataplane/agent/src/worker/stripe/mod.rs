@@ -1,0 +1,303 @@
+//! One stripe of one function on this node: the connections around its relay core.
+//!
+//! Owned by the function. Every handler ends in [`Stripe::settle`], which lets the core decide and carries the decisions out.
+
+use std::sync::Arc;
+
+use faasnet_api::{BlockIndex, Stripe as StripeId};
+use faasnet_relay::downstream::ChildId;
+use faasnet_relay::plan::StripePlan;
+use faasnet_relay::stripe::{Greeting, StripeRelay};
+use faasnet_relay::upstream::UpstreamAction;
+use faasnet_relay::wire::{self, Frame, Hello, Kind, WaitingFor};
+use faasnet_ring::{HEADROOM_BYTES, LeaseMut};
+
+use super::child::Child;
+use super::function::Shared;
+use super::io::{ConnId, Direction, DiskOp, FRAME_START, Io, Route};
+use super::link::Link;
+use super::mailbox::WorkerEvent;
+use super::newcomer::Newcomer;
+
+mod receive;
+mod serve;
+
+/// See the module's documentation.
+pub(super) struct Stripe {
+    id: StripeId,
+    core: StripeRelay,
+    links: Vec<Link>,
+    children: Vec<Child>,
+}
+
+/// Why a link ends.
+struct LinkEnd {
+    reason: String,
+    wrong_bytes: bool,
+}
+
+/// Blocks that one link or child may move before others get their turn.
+const TURN: usize = 8;
+
+impl LinkEnd {
+    fn new(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), wrong_bytes: false }
+    }
+}
+
+impl Stripe {
+    pub(super) fn new(id: StripeId, stripes: u8, plan: StripePlan, io: &Io) -> Self {
+        let core = StripeRelay::new(io.me, id, stripes, plan, io.patience);
+        Self { id, core, links: Vec::new(), children: Vec::new() }
+    }
+
+    pub(super) fn set_plan(&mut self, plan: StripePlan, shared: &mut Shared, io: &mut Io) {
+        self.core.set_plan(plan);
+        self.settle(shared, io);
+    }
+
+    /// The descriptor is known: what is missing can be asked for, and children can be told what they need.
+    pub(super) fn open_image(&mut self, shared: &mut Shared, io: &mut Io) {
+        let Some(stored) = shared.stored.clone() else { return };
+        let present = faasnet_relay::blocks::BlockSet::from_words(stored.geometry().blocks(), stored.present().words());
+        self.core.set_image(Arc::clone(stored.geometry()), &present);
+        for index in (0..self.links.len()).rev() {
+            if self.links[index].want_due {
+                self.send_want(index, io);
+            }
+        }
+        for index in (0..self.children.len()).rev() {
+            self.greet_with_image(index, shared, io);
+            self.serve(index, shared, io);
+        }
+        self.settle(shared, io);
+    }
+
+    pub(super) fn level(&self) -> u32 {
+        self.core.upstreams.level().unwrap_or(0)
+    }
+
+    /// Whether anybody is connected.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.links.is_empty() && self.children.is_empty()
+    }
+
+    /// A newcomer whose `Hello` is for this stripe and has been checked.
+    pub(super) fn adopt(&mut self, newcomer: Newcomer, hello: &Hello, shared: &mut Shared, io: &mut Io) {
+        let (id, fd, reader) = newcomer.into_parts();
+        let (displaced, parting) = match self.core.greet(io.now(), ChildId(id.0), hello) {
+            Greeting::Welcome { displaced } => (displaced, None),
+            Greeting::Busy(children) => (Vec::new(), Some(wire::encode_busy(children))),
+            Greeting::Refused(refusal, text) => (Vec::new(), Some(refusal.encode(text))),
+        };
+        if let Some(bytes) = parting {
+            // Ignored: the child may be gone already; either way the connection ends here.
+            let _ = faasnet_ring::socket::send(&fd, &bytes, false);
+            return io.close(id, fd);
+        }
+        for old in displaced {
+            if let Some(index) = self.children.iter().position(|child| child.child_id() == old) {
+                self.remove_child(index, io);
+            }
+        }
+        io.routes.insert(id, Route::Child(shared.function, self.id));
+        let mut child = Child::new(id, hello.node, fd, reader, hello.wants_descriptor);
+        child.outbox.bytes(wire::encode_path(Kind::Welcome, &self.core.path()));
+        self.children.push(child);
+        let index = self.children.len() - 1;
+        self.greet_with_image(index, shared, io);
+        self.child_ready(id, Direction::Read, shared, io);
+    }
+
+    pub(super) fn link_ready(&mut self, id: ConnId, direction: Direction, shared: &mut Shared, io: &mut Io) {
+        let Some(index) = self.links.iter().position(|link| link.id == id) else { return };
+        let ended = match direction {
+            Direction::Read => self.pump(id, true, shared, io),
+            Direction::Write if self.links[index].connected => self.links[index].flush(io).map_err(LinkEnd::new),
+            Direction::Write => self.connected(index, shared, io),
+        };
+        if let Err(end) = ended {
+            self.end_link(id, end, io);
+        }
+        self.settle(shared, io);
+    }
+
+    pub(super) fn child_ready(&mut self, id: ConnId, direction: Direction, shared: &mut Shared, io: &mut Io) {
+        let Some(index) = self.children.iter().position(|child| child.id == id) else { return };
+        if direction == Direction::Read
+            && let Err(reason) = self.read_child(index, shared, io)
+        {
+            tracing::debug!(child = %self.children[index].node, stripe = self.id.0, reason, "child left");
+            self.remove_child(index, io);
+            return;
+        }
+        self.serve(index, shared, io);
+    }
+
+    /// A block is on disk: whoever is owed it can have it from the store.
+    pub(super) fn stored(&mut self, block: BlockIndex, shared: &mut Shared, io: &mut Io) {
+        self.core.stored(block);
+        for index in (0..self.children.len()).rev() {
+            self.serve(index, shared, io);
+        }
+        self.resume_starved(shared, io);
+    }
+
+    /// A block that was read back for a child is in `lease`.
+    pub(super) fn loaded(&mut self, op: &DiskOp, mut lease: LeaseMut, shared: &mut Shared, io: &mut Io) {
+        let child = self.children.iter().position(|child| Some(child.id) == op.child);
+        let (Some(index), Some(frame)) = (child, self.core.frame_of(op.block)) else { return };
+        lease[FRAME_START..HEADROOM_BYTES].copy_from_slice(&frame.header());
+        self.children[index].loading = None;
+        self.children[index].outbox.leased(lease.freeze(), FRAME_START..FRAME_START + frame.total_bytes());
+        shared.counters.bytes_from_store += u64::from(frame.len);
+        shared.counters.bytes_copied += u64::from(frame.len);
+        self.serve(index, shared, io);
+    }
+
+    /// Judges time-outs, goes on with what waited for a buffer, tells quiet children that we live.
+    pub(super) fn tick(&mut self, shared: &mut Shared, io: &mut Io) {
+        let now = io.now();
+        for link in &mut self.links {
+            if link.connected && link.has_life() {
+                self.core.upstreams.heard(link.link, now);
+            }
+        }
+        for id in self.links.iter().filter(|link| link.inbox.is_mid_frame()).map(|link| link.id).collect::<Vec<_>>() {
+            self.pump_by_id(id, shared, io);
+        }
+        self.resume_starved(shared, io);
+        for index in (0..self.children.len()).rev() {
+            if self.children[index].is_quiet(io) && self.children[index].loading.is_none() {
+                let waiting = wire::encode_waiting(self.waiting_for(shared));
+                self.children[index].outbox.bytes(waiting.to_vec());
+            }
+            self.serve(index, shared, io);
+        }
+        self.settle(shared, io);
+    }
+
+    /// Ends every connection, since nothing can be received any more.
+    pub(super) fn part(&mut self, shared: &mut Shared, io: &mut Io) {
+        while !self.children.is_empty() {
+            self.remove_child(0, io);
+        }
+        self.settle(shared, io);
+    }
+
+    /// Ends every connection.
+    pub(super) fn close(mut self, io: &mut Io) {
+        for link in self.links.drain(..) {
+            io.close(link.id, link.into_fd());
+        }
+        for child in self.children.drain(..) {
+            io.close(child.id, child.into_fd());
+        }
+    }
+
+    fn waiting_for(&self, shared: &Shared) -> WaitingFor {
+        // While the control side opens the file nothing is wrong with the upstream.
+        if shared.descriptor_is_opening && shared.stored.is_none() {
+            WaitingFor::Progress
+        } else {
+            self.core.waiting_for()
+        }
+    }
+
+    fn settle(&mut self, shared: &mut Shared, io: &mut Io) {
+        let needed = self.core.is_needed() && shared.failed.is_none();
+        loop {
+            let actions = self.core.upstreams.poll(io.now(), needed);
+            if actions.is_empty() {
+                break;
+            }
+            for action in actions {
+                self.act(action, shared, io);
+            }
+        }
+        if let Some(path) = self.core.changed_path() {
+            for index in (0..self.children.len()).rev() {
+                self.children[index].new_path = Some(wire::encode_path(Kind::Path, &path));
+                self.serve(index, shared, io);
+            }
+        }
+    }
+
+    fn act(&mut self, action: UpstreamAction, shared: &mut Shared, io: &mut Io) {
+        match action {
+            UpstreamAction::Connect(link, target) => {
+                let id = io.route(Route::Link(shared.function, self.id));
+                match Link::open(id, link, target, io) {
+                    Ok(link) => self.links.push(link),
+                    Err(error) => {
+                        io.routes.remove(&id);
+                        self.core.upstreams.closed(link, io.now(), &error.to_string(), false);
+                    }
+                }
+            }
+            UpstreamAction::Want(link) => {
+                if let Some(index) = self.links.iter().position(|other| other.link == link) {
+                    self.send_want(index, io);
+                }
+            }
+            UpstreamAction::Stop(link) => {
+                if let Some(index) = self.links.iter().position(|other| other.link == link)
+                    && let Err(reason) = self.links[index].send(Frame::new(Kind::Stop, 0, 0, 0).header().to_vec(), io)
+                {
+                    let id = self.links[index].id;
+                    self.end_link(id, LinkEnd::new(reason), io);
+                }
+            }
+            UpstreamAction::Close(link) => {
+                if let Some(index) = self.links.iter().position(|other| other.link == link) {
+                    let link = self.links.swap_remove(index);
+                    io.close(link.id, link.into_fd());
+                }
+            }
+            UpstreamAction::Report { target, reason, wrong_bytes } => {
+                shared.counters.edges_failed += 1;
+                tracing::info!(stripe = self.id.0, upstream = ?target, reason, "upstream given up");
+                let event = WorkerEvent::EdgeFailed {
+                    function: shared.function,
+                    stripe: self.id,
+                    upstream: target,
+                    reason,
+                    wrong_bytes,
+                };
+                io.tell(event);
+            }
+        }
+    }
+
+    fn connected(&mut self, index: usize, shared: &mut Shared, io: &mut Io) -> Result<(), LinkEnd> {
+        let wants_descriptor = !self.core.has_image();
+        let link = &mut self.links[index];
+        faasnet_ring::socket::connect_result(link.fd())
+            .map_err(|error| LinkEnd::new(format!("cannot connect: {error}")))?;
+        link.connected = true;
+        self.core.upstreams.connected(link.link, io.now());
+        link.send(shared.hello(self.id, wants_descriptor, io).encode(), io).map_err(LinkEnd::new)?;
+        io.arm(link.id, link.fd(), Direction::Read);
+        Ok(())
+    }
+
+    fn send_want(&mut self, index: usize, io: &mut Io) {
+        let link = &mut self.links[index];
+        link.want_due = !self.core.has_image();
+        if link.want_due || link.wanted {
+            return;
+        }
+        link.wanted = true;
+        if let Err(reason) = link.send(wire::encode_want(&self.core.want_bitmap()), io) {
+            let id = link.id;
+            self.end_link(id, LinkEnd::new(reason), io);
+        }
+    }
+
+    fn end_link(&mut self, id: ConnId, end: LinkEnd, io: &mut Io) {
+        let Some(index) = self.links.iter().position(|link| link.id == id) else { return };
+        let link = self.links.swap_remove(index);
+        self.core.upstreams.closed(link.link, io.now(), &end.reason, end.wrong_bytes);
+        io.close(link.id, link.into_fd());
+    }
+}

@@ -1,0 +1,191 @@
+//! Receiving a stripe: frames from the links, each block verified, passed on live, and kept.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use faasnet_api::BlockIndex;
+use faasnet_relay::plan::Target;
+use faasnet_relay::stripe::StripeRelay;
+use faasnet_relay::wire::{self, Frame, Kind, Refusal, WaitingFor};
+use faasnet_ring::HEADROOM_BYTES;
+use faasnet_store::StoredImage;
+
+use super::super::child::Child;
+use super::super::forward::{discard, forward};
+use super::super::function::Shared;
+use super::super::inbox::{Arrival, Judge, Step};
+use super::super::io::{ConnId, Direction, DiskOp, Io};
+use super::super::link::Link;
+use super::super::mailbox::WorkerEvent;
+use super::{LinkEnd, Stripe, TURN};
+
+impl Stripe {
+    pub(super) fn pump_by_id(&mut self, id: ConnId, shared: &mut Shared, io: &mut Io) {
+        if let Err(end) = self.pump(id, false, shared, io) {
+            self.end_link(id, end, io);
+        }
+    }
+
+    /// Goes on with links that waited for a buffer.
+    pub(in super::super) fn resume_starved(&mut self, shared: &mut Shared, io: &mut Io) {
+        for id in self.links.iter().filter(|link| link.starved).map(|link| link.id).collect::<Vec<_>>() {
+            self.pump_by_id(id, shared, io);
+        }
+    }
+
+    /// Receives frames from a link until it has no more, or its turn is over. `fired`: it was just reported readable.
+    pub(super) fn pump(
+        &mut self,
+        id: ConnId,
+        mut fired: bool,
+        shared: &mut Shared,
+        io: &mut Io,
+    ) -> Result<(), LinkEnd> {
+        for _ in 0..TURN {
+            let Some(index) = self.links.iter().position(|link| link.id == id) else { return Ok(()) };
+            let now = io.now();
+            let Link { fd, inbox, wanted, starved, .. } = &mut self.links[index];
+            let judge = LinkJudge { core: &self.core, children: &self.children, wanted: *wanted };
+            *starved = false;
+            match inbox.step(fd.as_fd(), &io.arena, now, std::mem::take(&mut fired), &judge) {
+                Step::Blocked => break,
+                Step::NoLease => {
+                    *starved = true;
+                    return Ok(());
+                }
+                Step::Control(frame, payload) => self.control(index, &frame, payload, shared, io)?,
+                Step::Block(arrival) => self.arrived(index, arrival, shared, io)?,
+                Step::Ended(reason) => return Err(LinkEnd::new(reason)),
+            }
+        }
+        if let Some(link) = self.links.iter().find(|link| link.id == id) {
+            io.arm(id, link.fd(), Direction::Read);
+        }
+        Ok(())
+    }
+
+    fn control(
+        &mut self,
+        index: usize,
+        frame: &Frame,
+        payload: Vec<u8>,
+        shared: &mut Shared,
+        io: &mut Io,
+    ) -> Result<(), LinkEnd> {
+        let (link, now) = (&mut self.links[index], io.now());
+        let upstreams = &mut self.core.upstreams;
+        let malformed = |error: wire::WireError| LinkEnd::new(error.to_string());
+        upstreams.heard(link.link, now);
+        match frame.kind {
+            Kind::Welcome => {
+                let path = wire::parse_path(frame.kind, &payload).map_err(malformed)?;
+                if path.is_empty() != (link.target == Target::Origin) {
+                    return Err(LinkEnd::new("a welcome with an impossible path"));
+                }
+                link.welcomed = true;
+                link.learn_name(&path);
+                upstreams.welcomed(link.link, now, path);
+            }
+            _ if frame.kind == Kind::Refused => {
+                let text = String::from_utf8_lossy(&payload).into_owned();
+                upstreams.refused(link.link, now, Refusal::from_frame(frame), &text);
+            }
+            Kind::Busy => upstreams.busy(link.link, now, &wire::parse_busy(&payload).map_err(malformed)?),
+            Kind::Waiting => upstreams.waiting(link.link, now, WaitingFor::from_frame(frame)),
+            Kind::Path if link.welcomed => {
+                upstreams.path_changed(link.link, now, wire::parse_path(frame.kind, &payload).map_err(malformed)?);
+            }
+            Kind::Descriptor if link.welcomed => {
+                if let Some(bytes) = link.take_descriptor(frame, &payload, shared.image).map_err(LinkEnd::new)?
+                    && shared.stored.is_none()
+                    && !shared.descriptor_is_opening
+                {
+                    let (function, image) = (shared.function, shared.image);
+                    shared.descriptor_is_opening = io.tell(WorkerEvent::DescriptorArrived { function, image, bytes });
+                    if !shared.descriptor_is_opening {
+                        return Err(LinkEnd::new("the control side is too busy to take the descriptor"));
+                    }
+                }
+            }
+            other => return Err(LinkEnd::new(format!("a {other:?} frame that an upstream does not send now"))),
+        }
+        Ok(())
+    }
+
+    fn arrived(&mut self, index: usize, arrival: Arrival, shared: &mut Shared, io: &mut Io) -> Result<(), LinkEnd> {
+        let Some(stored) = shared.stored.clone() else { return Err(LinkEnd::new("a block before the descriptor")) };
+        let Arrival { block, frame, lease, in_socket } = arrival;
+        let (len, total) = (frame.len as usize, frame.total_bytes());
+        let link = &self.links[index];
+        shared.counters.received(self.id, link.target, frame.len);
+        // Verified here, before a single byte of it goes to a child or to the map.
+        if !stored.descriptor().verify(block, &lease[HEADROOM_BYTES..HEADROOM_BYTES + len]) {
+            shared.counters.blocks_refused += 1;
+            return Err(LinkEnd { reason: format!("block {} failed verification", block.0), wrong_bytes: true });
+        }
+        self.core.upstreams.block(link.link, io.now());
+        if !self.core.received(block) {
+            shared.counters.bytes_refetched += u64::from(frame.len);
+            return if in_socket { discard(link.fd(), total).map_err(LinkEnd::new) } else { Ok(()) };
+        }
+        let live = self.take_live(block, total, in_socket, io);
+        let lease = lease.freeze();
+        let copied = if in_socket {
+            let transit = io.transit.as_ref();
+            forward(self.links[index].fd(), transit, &lease, total, &mut self.children, &live).map_err(LinkEnd::new)
+        } else {
+            Ok(live.iter().map(|&child| self.children[child].append_rest(&lease, 0, total)).sum())
+        };
+        shared.counters.bytes_live += (live.len() * len) as u64;
+        shared.counters.bytes_copied += *copied.as_ref().unwrap_or(&0) as u64;
+        self.keep(block, stored, lease, len, shared, io);
+        for index in live.into_iter().rev() {
+            self.serve(index, shared, io);
+        }
+        copied.map(|_| ())
+    }
+
+    /// Indexes of the children that get `block` now.
+    fn take_live(&mut self, block: BlockIndex, total: usize, in_socket: bool, io: &Io) -> Vec<usize> {
+        let (mut ids, children, mover) = (Vec::new(), &mut self.children, io.mover);
+        let ready = |id| {
+            let child = children.iter_mut().find(|child| child.child_id() == id);
+            child.is_some_and(|child| child.is_ready_for_live(mover, in_socket, total))
+        };
+        self.core.downstream.forward(block, ready, &mut ids);
+        (0..self.children.len()).filter(|&index| ids.contains(&self.children[index].child_id())).collect()
+    }
+
+    fn keep(
+        &mut self,
+        block: BlockIndex,
+        stored: Arc<StoredImage>,
+        lease: faasnet_ring::Lease,
+        len: usize,
+        shared: &Shared,
+        io: &mut Io,
+    ) {
+        let op = DiskOp { function: shared.function, image: stored, stripe: self.id, block, child: None };
+        io.keep(op, lease, len);
+    }
+}
+
+/// What the inbox may know of the stripe.
+struct LinkJudge<'a> {
+    core: &'a StripeRelay,
+    children: &'a [Child],
+    wanted: bool,
+}
+
+impl Judge for LinkJudge<'_> {
+    fn expect(&self, frame: &Frame) -> Result<BlockIndex, String> {
+        if !self.wanted {
+            return Err("a block before it was asked for".into());
+        }
+        self.core.expect(frame).map_err(|error| error.to_string())
+    }
+
+    fn wants_peek(&self, block: BlockIndex) -> bool {
+        self.core.downstream.is_owed(block) && self.children.iter().any(Child::can_be_piped_to)
+    }
+}

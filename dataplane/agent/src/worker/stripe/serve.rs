@@ -1,0 +1,121 @@
+//! Serving a stripe: what children say, and blocks from the store at each child's own pace.
+
+use faasnet_relay::wire::{self, Kind};
+
+use super::super::child::{Child, append_stored};
+use super::super::function::Shared;
+use super::super::inbox::Read;
+use super::super::io::{Direction, DiskOp, Io, Mover};
+use super::{Stripe, TURN};
+
+impl Stripe {
+    /// Sends a child what is queued and then what it is owed and is here, until its socket takes no more.
+    pub(super) fn serve(&mut self, index: usize, shared: &mut Shared, io: &mut Io) {
+        for turn in 0..=TURN {
+            let appended = turn < TURN && self.append_from_store(index, shared, io);
+            let child = &mut self.children[index];
+            if let Err(reason) = child.flush(io) {
+                tracing::debug!(child = %child.node, stripe = self.id.0, reason, "child lost");
+                return self.remove_child(index, io);
+            }
+            if !appended {
+                break;
+            }
+        }
+        let child = &self.children[index];
+        if child.outbox.queued_bytes() == 0 && self.core.downstream.owed_count(child.child_id()) > 0 {
+            // Its turn may be over with more to send: readiness comes at once if so.
+            if self.core.has_next_from_store(child.child_id()) && child.loading.is_none() {
+                io.arm(child.id, child.fd(), Direction::Write);
+            }
+        }
+    }
+
+    /// Queues the next stored block for a child that has little queued; false when there is none, or no room.
+    fn append_from_store(&mut self, index: usize, shared: &mut Shared, io: &mut Io) -> bool {
+        let Some(stored) = &shared.stored else { return false };
+        let child = &mut self.children[index];
+        let full = child.outbox.queued_bytes() >= stored.geometry().block_bytes() as usize;
+        if !child.wanted || child.stopping || child.loading.is_some() || full {
+            return false;
+        }
+        let id = child.child_id();
+        let Some(block) = self.core.next_from_store(id) else { return false };
+        let Some(frame) = self.core.frame_of(block) else { return false };
+        if io.mover == Mover::Splice && append_stored(child, stored, block, frame.header()) {
+            shared.counters.bytes_from_store += u64::from(frame.len);
+            return true;
+        }
+        match io.lease_for_sending() {
+            Some(lease) => {
+                child.loading = Some(block);
+                let image = std::sync::Arc::clone(stored);
+                let op = DiskOp { function: shared.function, image, stripe: self.id, block, child: Some(child.id) };
+                io.read_back(op, lease, frame.len as usize);
+            }
+            // The next tick tries again.
+            None => self.core.downstream.owe_again(id, block),
+        }
+        false
+    }
+
+    /// What a child has to hear once the descriptor is known here.
+    pub(super) fn greet_with_image(&mut self, index: usize, shared: &mut Shared, io: &Io) {
+        let child = &mut self.children[index];
+        if child.wants_descriptor
+            && let Some(encoded) = shared.encoded_descriptor()
+        {
+            child.wants_descriptor = false;
+            child.outbox.bytes(wire::encode_descriptor(encoded));
+        }
+        if child.want_is_whole && !child.wanted {
+            child.wanted = self.core.wanted(child.child_id(), &child.want);
+            if child.wanted {
+                child.want = Vec::new();
+                if io.mover == Mover::Splice {
+                    child.outbox.prepare_pipe();
+                }
+            }
+        }
+    }
+
+    /// Reads what a child says; an error says why it has to go.
+    pub(super) fn read_child(&mut self, index: usize, shared: &mut Shared, io: &mut Io) -> Result<(), String> {
+        for _ in 0..MAX_FRAMES {
+            let child = &mut self.children[index];
+            let (frame, payload) = match child.read() {
+                Read::Blocked => break,
+                Read::Frame(frame, payload) => (frame, payload),
+                Read::Ended(reason) => return Err(reason),
+            };
+            match frame.kind {
+                Kind::Want => {
+                    child.take_want(frame.chunk, frame.block == 1, &payload)?;
+                    self.greet_with_image(index, shared, io);
+                }
+                Kind::Request => {
+                    let id = child.child_id();
+                    self.core.demanded(id, &frame);
+                }
+                Kind::Stop => {
+                    child.stopping = true;
+                    let id = child.child_id();
+                    self.core.downstream.set_owed(id, Default::default());
+                }
+                other => return Err(format!("a {other:?} frame that a child does not send")),
+            }
+        }
+        let child = &self.children[index];
+        io.arm(child.id, child.fd(), Direction::Read);
+        Ok(())
+    }
+
+    pub(super) fn remove_child(&mut self, index: usize, io: &mut Io) {
+        let child: Child = self.children.remove(index);
+        self.core.downstream.remove(child.child_id());
+        io.close(child.id, child.into_fd());
+    }
+}
+
+/// Frames that one child may send before others get their turn.
+const MAX_FRAMES: usize = 32;

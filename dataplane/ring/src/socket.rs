@@ -158,7 +158,8 @@ pub fn set_rcvlowat(fd: impl AsFd, bytes: usize) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Bytes that arrived on the connection so far, read or not (TCP_INFO): tells a slow neighbour from a silent one.
+/// Bytes that arrived on the connection so far, read or not (TCP_INFO): tells a slow neighbour from a silent one. The end of the
+/// stream counts as one.
 pub fn bytes_received(fd: impl AsFd) -> io::Result<u64> {
     /// `tcpi_bytes_received` of `struct tcp_info` (Linux 4.1): after 8 bytes of small fields, 24 words of 32 bits, and pacing rate,
     /// its maximum and `bytes_acked` of 64 bits each. The `libc` crate's struct ends before it.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use faasnet_api::{ClusterSecret, NodeId};
 use faasnet_store::{Store, StoredImage};
 use tokio_util::sync::CancellationToken;
 
@@ -23,11 +24,12 @@ use crate::view::Identity;
 /// Admin responses under way at the end get this long.
 const ADMIN_FAREWELL: Duration = Duration::from_secs(1);
 
-/// What a worker must be given; `listen` may have port 0, the worker tells the real one.
+/// What a worker must be given beside the settings.
 pub(crate) struct WorkerNeeds {
-    pub(crate) store: Store,
-    pub(crate) advertise_ip: IpAddr,
-    pub(crate) advertise_port: Option<u16>,
+    pub(crate) node: NodeId,
+    pub(crate) secret: ClusterSecret,
+    /// Port 0: the one that the worker's listener turns out to have.
+    pub(crate) advertise: SocketAddr,
     pub(crate) feed: SocketAddr,
 }
 
@@ -42,18 +44,18 @@ pub(crate) struct Parts<W> {
 
 impl<W: WorkerLink> Parts<W> {
     /// Opens and binds everything. `start_worker` answers the worker and the address that it listens on.
-    pub(crate) async fn start(
-        config: &Config,
-        start_worker: impl FnOnce(WorkerNeeds) -> anyhow::Result<(W, SocketAddr)>,
-    ) -> anyhow::Result<Self> {
+    pub(crate) async fn start<F, S>(config: &Config, start_worker: F) -> anyhow::Result<Self>
+    where
+        F: FnOnce(WorkerNeeds) -> S,
+        S: Future<Output = anyhow::Result<(W, SocketAddr)>>,
+    {
         config.validate()?;
         let secret = config.secret()?;
-        let (store, advertised) = tokio::task::spawn_blocking({
+        let opening = {
             let config = config.clone();
             move || anyhow::Ok((Store::open(&config.store_dir, config.store_quota_bytes)?, advertised(&config)?))
-        })
-        .await??;
-        let (advertise_ip, advertise_port) = advertised;
+        };
+        let (store, advertise) = tokio::task::spawn_blocking(opening).await??;
         let admin = Admin::bind(config.admin).await?;
         let channels = Channels::new();
         let Handles { inputs, view, descriptors } = channels.handles.clone();
@@ -69,18 +71,23 @@ impl<W: WorkerLink> Parts<W> {
         })
         .await?;
         let session = Session::new(&config.controller, &secret, inputs.clone())?;
-        let needs = WorkerNeeds { store: store.clone(), advertise_ip, advertise_port, feed: feed.address()? };
-        let (worker, listening) =
-            start_worker(needs).with_context(|| format!("the data worker on {} did not start", config.listen))?;
+        let needs = WorkerNeeds { node: store.node_id(), secret, advertise, feed: feed.address()? };
+        let (worker, listening) = start_worker(needs).await.with_context(|| {
+            format!(
+                "listen: the data worker did not start on {}; if the port is in use, give this agent another one",
+                config.listen
+            )
+        })?;
+        let port = if advertise.port() == 0 { listening.port() } else { advertise.port() };
         let identity = Identity {
             node: store.node_id(),
             incarnation: store.incarnation(),
             name: config.name.clone(),
-            data_address: SocketAddr::new(advertise_ip, advertise_port.unwrap_or(listening.port())),
+            data_address: SocketAddr::new(advertise.ip(), port),
             memory_mib: config.memory_mib(),
         };
-        let admin_address = admin.address()?;
-        let shared = admin::Shared { identity: identity.clone(), admin_address, view, inputs, feed: counters };
+        let shared =
+            admin::Shared { identity: identity.clone(), admin_address: admin.address()?, view, inputs, feed: counters };
         let control = Control::new(identity, store, worker, channels);
         Ok(Self { control, session, feed, admin, shared })
     }
@@ -134,13 +141,13 @@ fn finish(images: &[Arc<StoredImage>]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The address by which others reach this node: its IP address, and its port where that is not the bound one. May ask the resolver.
-fn advertised(config: &Config) -> anyhow::Result<(IpAddr, Option<u16>)> {
+/// The address by which others reach this node; port 0 stands for the one that is bound. May ask the resolver.
+fn advertised(config: &Config) -> anyhow::Result<SocketAddr> {
     if let Some(address) = config.advertise {
-        return Ok((address.ip(), Some(address.port()).filter(|port| *port != 0)));
+        return Ok(address);
     }
     if !config.listen.ip().is_unspecified() {
-        return Ok((config.listen.ip(), None));
+        return Ok(SocketAddr::new(config.listen.ip(), 0));
     }
     let ip = address_towards(config.controller_authority().unwrap_or_default()).with_context(|| {
         format!(
@@ -148,7 +155,7 @@ fn advertised(config: &Config) -> anyhow::Result<(IpAddr, Option<u16>)> {
             config.controller
         )
     })?;
-    Ok((ip, None))
+    Ok(SocketAddr::new(ip, 0))
 }
 
 /// The local address of the route to `authority`. Connecting a datagram socket chooses a route and sends nothing.
@@ -176,11 +183,11 @@ mod tests {
             advertise: advertise.map(|address| address.parse().unwrap()),
             ..Config::default()
         };
-        let loopback: IpAddr = [127, 0, 0, 1].into();
-        assert_eq!(advertised(&config("0.0.0.0:0", None)).unwrap(), (loopback, None));
-        assert_eq!(advertised(&config("127.0.0.7:9", None)).unwrap().0.to_string(), "127.0.0.7");
-        assert_eq!(advertised(&config("0.0.0.0:9", Some("10.1.2.3:0"))).unwrap(), ([10, 1, 2, 3].into(), None));
-        assert_eq!(advertised(&config("0.0.0.0:9", Some("10.1.2.3:7"))).unwrap().1, Some(7));
+        let text = |config: Config| advertised(&config).unwrap().to_string();
+        assert_eq!(text(config("0.0.0.0:0", None)), "127.0.0.1:0");
+        assert_eq!(text(config("127.0.0.7:9", None)), "127.0.0.7:0");
+        assert_eq!(text(config("0.0.0.0:9", Some("10.1.2.3:0"))), "10.1.2.3:0");
+        assert_eq!(text(config("0.0.0.0:9", Some("10.1.2.3:7"))), "10.1.2.3:7");
         let nowhere = Config { controller: "http://no.such.host.invalid:1".into(), ..config("0.0.0.0:0", None) };
         assert!(format!("{:#}", advertised(&nowhere).unwrap_err()).contains("advertise"));
     }

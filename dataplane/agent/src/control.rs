@@ -18,7 +18,7 @@ use crate::session::commands::{AssignOrder, Order};
 use crate::session::events;
 use crate::table::{Decision, Table};
 use crate::view::{Descriptors, Identity, View};
-use crate::worker::mailbox::{Assignment, ReportState, Target, WorkerCommand, WorkerEvent};
+use crate::worker::mailbox::{Assignment, Target, WorkerCommand, WorkerEvent};
 
 /// Inputs that may wait; a sender beyond that waits itself.
 pub(crate) const INPUTS: usize = 256;

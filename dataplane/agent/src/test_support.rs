@@ -1,0 +1,87 @@
+//! What the tests of several modules need: images in layout folders, tickets, waiting for a condition.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use faasnet_api::descriptor::DescriptorParts;
+use faasnet_api::{
+    BLOCK_BYTES, BlockIndex, CHUNK_BYTES, ClusterSecret, Descriptor, Entry, FunctionId, Geometry, NodeId, Origin,
+    Ticket,
+};
+
+/// The longest that any test waits for anything.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+
+pub(crate) const NODE: NodeId = NodeId([7; 16]);
+
+pub(crate) fn secret() -> ClusterSecret {
+    ClusterSecret::new(b"0123456789abcdef")
+}
+
+pub(crate) fn ticket(node: NodeId, function: FunctionId, descriptor: &Descriptor) -> Ticket {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    Ticket::issue(&secret(), node, function, descriptor.id(), now)
+}
+
+/// Bytes that differ everywhere and between seeds.
+pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+/// Blobs of the given lengths, and the descriptor of the image that they make.
+pub(crate) fn image(lengths: &[usize], origin: Origin) -> (Vec<Vec<u8>>, Arc<Descriptor>) {
+    let blobs: Vec<Vec<u8>> = lengths.iter().enumerate().map(|(seed, &len)| noise(seed as u64, len)).collect();
+    let geometry = Geometry::new(CHUNK_BYTES, BLOCK_BYTES, lengths.iter().map(|&len| len as u64)).unwrap();
+    let blocks =
+        (0..geometry.blocks()).map(|block| *blake3::hash(block_of(&blobs, &geometry, BlockIndex(block))).as_bytes());
+    // Nothing here checks sha256; a digest only has to look like one and name its blob.
+    let entries =
+        blobs.iter().map(|blob| Entry { digest: digest(blob), media_type: "m".into(), len: blob.len() as u64 });
+    let parts = DescriptorParts {
+        block_bytes: BLOCK_BYTES,
+        reference: "example/app:1".into(),
+        origin,
+        manifest_media_type: "application/vnd.oci.image.manifest.v1+json".into(),
+        manifest_digest: format!("sha256:{}", "0".repeat(64)),
+        manifest: b"{}".to_vec(),
+        entries: entries.collect(),
+        blocks: blocks.collect(),
+    };
+    (blobs, Arc::new(Descriptor::new(parts).unwrap()))
+}
+
+pub(crate) fn block_of<'a>(blobs: &'a [Vec<u8>], geometry: &Geometry, block: BlockIndex) -> &'a [u8] {
+    let place = geometry.place(block).unwrap();
+    &blobs[place.entry][place.entry_offset as usize..][..place.len as usize]
+}
+
+pub(crate) fn digest(blob: &[u8]) -> String {
+    format!("sha256:{}", blake3::hash(blob))
+}
+
+/// An image whose blobs lie in a layout folder at `path`.
+pub(crate) fn layout(path: &Path, lengths: &[usize]) -> (Vec<Vec<u8>>, Arc<Descriptor>) {
+    let (blobs, descriptor) = image(lengths, Origin::Layout { path: path.to_str().unwrap().into() });
+    let folder = path.join("blobs/sha256");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(path.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+    for blob in &blobs {
+        std::fs::write(folder.join(&digest(blob)["sha256:".len()..]), blob).unwrap();
+    }
+    (blobs, descriptor)
+}
+
+/// Waits until `holds` answers something; fails the test after [`DEADLINE`].
+pub(crate) async fn eventually<T>(what: &str, mut holds: impl FnMut() -> Option<T>) -> T {
+    let deadline = tokio::time::Instant::now() + DEADLINE;
+    loop {
+        if let Some(found) = holds() {
+            return found;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "waited too long until {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

@@ -147,7 +147,8 @@ impl Upstreams {
             self.distrust(target, now, Duration::from_millis(200));
             self.close(id);
         } else if self.active.as_ref().is_some_and(|link| link.id == id) {
-            self.remember_level();
+            // A parent that has everything begins a path of its own: that says nothing about where the bytes came from.
+            self.last_level = self.last_level.max(self.path().map(|path| path.len() as u32));
         }
     }
 
@@ -238,7 +239,7 @@ impl Upstreams {
         self.active.as_ref().map(|link| &link.path[..])
     }
 
-    /// Edges to the root, as last told by a parent.
+    /// Edges to the root when the present (or last) upstream began to deliver, or later if its path grew.
     pub fn level(&self) -> Option<u32> {
         self.last_level
     }
@@ -298,8 +299,8 @@ impl Upstreams {
                 candidate.phase = Phase::Streaming;
                 candidate.last_heard = now;
                 self.actions.push(UpstreamAction::Want(candidate.id));
+                self.last_level = Some(candidate.path.len() as u32);
                 self.active = self.candidate.take();
-                self.remember_level();
             }
         }
     }
@@ -366,10 +367,6 @@ impl Upstreams {
 
     fn link(&mut self, id: LinkId) -> Option<&mut Link> {
         [&mut self.active, &mut self.candidate].into_iter().flatten().find(|link| link.id == id)
-    }
-
-    fn remember_level(&mut self) {
-        self.last_level = self.path().map(|path| path.len() as u32);
     }
 }
 

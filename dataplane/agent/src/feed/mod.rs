@@ -8,6 +8,8 @@ mod frames;
 mod plan;
 mod reader;
 mod sources;
+#[cfg(test)]
+mod tests;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;

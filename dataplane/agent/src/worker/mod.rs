@@ -115,3 +115,6 @@ impl WorkerLink for WorkerHandle {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,486 @@
+//! Real workers on loopback with stores of their own; the test plays the control side.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::Instant;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use faasnet_api::descriptor::DescriptorParts;
+use faasnet_api::{BLOCK_BYTES, BlockIndex, CHUNK_BYTES, Descriptor, Entry, FunctionId, Geometry, ImageId, Origin, Stripe, Ticket};
+use faasnet_relay::blocks::BlockSet;
+use faasnet_relay::plan::{StripePlan, Target};
+use faasnet_relay::wire::{self, Frame, Hello, Kind, Refusal};
+use faasnet_store::{Store, StoredImage};
+use tempfile::TempDir;
+
+use super::mailbox::{Assignment, FunctionReport, ReportState};
+use super::*;
+
+const SECRET: &[u8] = b"a secret of the tests";
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// An image of pseudo-random bytes with entries of these lengths.
+struct Image {
+    descriptor: Arc<Descriptor>,
+    payloads: Vec<Vec<u8>>,
+    function: FunctionId,
+}
+
+impl Image {
+    fn new(lengths: &[usize]) -> Self {
+        let mut state = 0x9e37_79b9_7f4a_7c15u64;
+        let mut next = move || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state as u8
+        };
+        let payloads: Vec<Vec<u8>> = lengths.iter().map(|len| (0..*len).map(|_| next()).collect()).collect();
+        let digest = |n: usize| format!("sha256:{n:064x}");
+        let entries = payloads.iter().enumerate().map(|(n, payload)| Entry {
+            digest: digest(n),
+            media_type: "application/octet-stream".into(),
+            len: payload.len() as u64,
+        });
+        let blocks = payloads.iter().flat_map(|payload| payload.chunks(BLOCK_BYTES as usize));
+        let descriptor = Descriptor::new(DescriptorParts {
+            block_bytes: BLOCK_BYTES,
+            reference: "test".into(),
+            origin: Origin::Layout { path: "/nowhere".into() },
+            manifest_media_type: "application/vnd.oci.image.manifest.v1+json".into(),
+            manifest_digest: digest(999),
+            manifest: b"{}".to_vec(),
+            entries: entries.collect(),
+            blocks: blocks.map(|block| *blake3::hash(block).as_bytes()).collect(),
+        })
+        .unwrap();
+        Self { descriptor: Arc::new(descriptor), payloads, function: FunctionId::new("t", "f") }
+    }
+
+    fn id(&self) -> ImageId {
+        self.descriptor.id()
+    }
+
+    fn geometry(&self) -> &Geometry {
+        self.descriptor.geometry()
+    }
+
+    fn block(&self, block: BlockIndex) -> &[u8] {
+        let place = self.geometry().place(block).unwrap();
+        &self.payloads[place.entry][place.entry_offset as usize..][..place.len as usize]
+    }
+
+    fn frame(&self, block: BlockIndex) -> Vec<u8> {
+        let place = self.geometry().place(block).unwrap();
+        Frame::new(Kind::Block, place.len, place.chunk.0, place.in_chunk).with_payload(self.block(block))
+    }
+}
+
+struct Node {
+    worker: WorkerHandle,
+    store: Store,
+    events: Vec<WorkerEvent>,
+    stored: Option<Arc<StoredImage>>,
+    _dir: TempDir,
+}
+
+impl Node {
+    async fn start(engine: Engine) -> Self {
+        let dir = TempDir::new().unwrap();
+        let store = Store::open(dir.path(), None).unwrap();
+        let config = WorkerConfig {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            advertise: None,
+            node: store.node_id(),
+            secret: ClusterSecret::new(SECRET),
+            feed: "127.0.0.1:1".parse().unwrap(),
+            engine,
+            patience: Patience::default(),
+            buffers: 16,
+            socket_options: SocketOptions::default(),
+        };
+        let worker = start(config).await.unwrap();
+        Self { worker, store, events: Vec::new(), stored: None, _dir: dir }
+    }
+
+    fn id(&self) -> NodeId {
+        self.store.node_id()
+    }
+
+    fn target(&self) -> Target {
+        Target::Node(self.id(), self.worker.data_address())
+    }
+
+    /// Puts `blocks` of the image into the store, as if they had been received.
+    fn fill(&mut self, image: &Image, blocks: impl Iterator<Item = u32>) {
+        use std::os::unix::fs::FileExt;
+        let stored = self.store.open_image("t", Arc::clone(&image.descriptor)).unwrap();
+        for block in blocks.map(BlockIndex) {
+            let offset = image.geometry().place(block).unwrap().file_offset;
+            stored.file().write_all_at(image.block(block), offset).unwrap();
+            stored.mark(block).unwrap();
+        }
+        self.stored = Some(stored);
+    }
+
+    fn assign(&self, image: &Image, epoch: u64, stripes: &[(Target, &[Target], &[NodeId])]) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let plan = |(upstream, fallbacks, children): &(Target, &[Target], &[NodeId])| StripePlan {
+            upstream: *upstream,
+            fallbacks: fallbacks.to_vec(),
+            children: children.to_vec(),
+        };
+        let assignment = Assignment {
+            function: image.function,
+            image: image.id(),
+            term: 1,
+            epoch,
+            ticket: Ticket::issue(&ClusterSecret::new(SECRET), self.id(), image.function, image.id(), now),
+            stripes: stripes.iter().map(plan).collect(),
+            stored: self.stored.clone(),
+        };
+        self.worker.send(WorkerCommand::Assign(Box::new(assignment))).unwrap();
+    }
+
+    /// Plays the control side until `done` says so of a report.
+    async fn until(&mut self, what: &str, done: impl Fn(&FunctionReport) -> bool) -> FunctionReport {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            assert!(Instant::now() < deadline, "{what}: not within {DEADLINE:?}; events {:?}", self.events);
+            self.worker.send(WorkerCommand::Report).unwrap();
+            match tokio::time::timeout(DEADLINE, self.worker.next_event()).await.expect(what).expect(what) {
+                WorkerEvent::Reported(reports) => {
+                    if let Some(report) = reports.into_iter().find(|report| done(report)) {
+                        return report;
+                    }
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+                WorkerEvent::DescriptorArrived { function, image, bytes } => {
+                    let descriptor = Arc::new(Descriptor::decode(&bytes, image).unwrap());
+                    let stored = self.store.open_image("t", descriptor).unwrap();
+                    self.stored = Some(Arc::clone(&stored));
+                    self.worker.send(WorkerCommand::OpenImage { function, stored }).unwrap();
+                }
+                event => self.events.push(event),
+            }
+        }
+    }
+
+    async fn complete(&mut self, image: &Image) -> FunctionReport {
+        let report = self.until("complete", |report| report.state == ReportState::Complete).await;
+        let stored = self.stored.as_ref().unwrap();
+        for block in (0..image.geometry().blocks()).map(BlockIndex) {
+            assert!(stored.read_block(block).unwrap() == image.block(block), "block {} differs", block.0);
+        }
+        report
+    }
+}
+
+/// A parent or child that speaks the wire by hand.
+struct Stranger {
+    stream: TcpStream,
+}
+
+impl Stranger {
+    fn accept(listener: &TcpListener) -> (Self, Hello) {
+        let (stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let mut stranger = Self { stream };
+        let (frame, payload) = stranger.read();
+        assert_eq!(frame.kind, Kind::Hello);
+        (stranger, Hello::parse(&payload).unwrap())
+    }
+
+    fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        Self { stream }
+    }
+
+    fn read(&mut self) -> (Frame, Vec<u8>) {
+        let mut header = [0; wire::HEADER_BYTES];
+        self.stream.read_exact(&mut header).unwrap();
+        let frame = Frame::parse(&header).unwrap();
+        let mut payload = vec![0; frame.len as usize];
+        self.stream.read_exact(&mut payload).unwrap();
+        (frame, payload)
+    }
+
+    /// The next frame that is not `Waiting`.
+    fn read_news(&mut self) -> (Frame, Vec<u8>) {
+        loop {
+            let (frame, payload) = self.read();
+            if frame.kind != Kind::Waiting {
+                return (frame, payload);
+            }
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        // Ignored: tests of hostile bytes expect to be cut off.
+        let _ = self.stream.write_all(bytes);
+    }
+
+    fn is_cut_off(&mut self) -> bool {
+        let mut rest = Vec::new();
+        self.stream.read_to_end(&mut rest).is_ok_and(|_| true) || rest.is_empty()
+    }
+}
+
+fn nobody() -> Target {
+    // Port 1 of loopback refuses at once.
+    Target::Node(NodeId([0xee; 16]), "127.0.0.1:1".parse().unwrap())
+}
+
+async fn tree_of_four(engine: Engine) {
+    let image = Image::new(&[1, 9 << 20, 0, (4 << 20) + 1, CHUNK_BYTES as usize, BLOCK_BYTES as usize + 1]);
+    let (mut root, mut inner) = (Node::start(engine).await, Node::start(engine).await);
+    let (mut left, mut right) = (Node::start(engine).await, Node::start(engine).await);
+    root.fill(&image, 0..image.geometry().blocks());
+    // Commands reach the nodes from the leaves upwards: parents that do not know the function yet hold their children.
+    for leaf in [&left, &right] {
+        leaf.assign(&image, 1, &[(inner.target(), &[], &[])]);
+    }
+    inner.assign(&image, 1, &[(root.target(), &[], &[left.id(), right.id()])]);
+    root.assign(&image, 1, &[(nobody(), &[], &[inner.id()])]);
+    root.complete(&image).await;
+    let passed = inner.complete(&image).await;
+    for leaf in [&mut left, &mut right] {
+        let report = leaf.complete(&image).await;
+        assert_eq!(report.bytes_received, image.geometry().image_bytes());
+        assert_eq!((report.bytes_refetched, report.edges_failed, report.blocks_refused), (0, 0, 0));
+        assert_eq!(report.levels, [2]);
+        assert_eq!(report.upstreams, [(Stripe(0), inner.target(), image.geometry().image_bytes())]);
+    }
+    let sent = root.until("sent", |report| report.bytes_from_store == report.bytes_total).await;
+    let passed = inner.until("sent", |report| report.bytes_live + report.bytes_from_store == 2 * passed.bytes_total).await;
+    match engine {
+        Engine::Copy => assert_eq!(passed.bytes_copied, 2 * passed.bytes_total),
+        _ => assert_eq!((passed.mover, passed.bytes_copied, sent.bytes_copied), ("splice", 0, 0)),
+    }
+}
+
+/// Catches bytes that are lost, changed or repeated between a root, an inner node and two leaves, and a copy on the way in `splice`.
+#[tokio::test]
+async fn a_tree_of_four_receives_the_image_by_splice() {
+    tree_of_four(Engine::Splice).await;
+}
+
+/// Catches the same in the mover that needs no io_uring.
+#[tokio::test]
+async fn a_tree_of_four_receives_the_image_by_copy() {
+    tree_of_four(Engine::Copy).await;
+}
+
+/// Catches twin stripes that wait for each other, or a node that takes blocks of the wrong stripe.
+#[tokio::test]
+async fn twin_stripes_come_from_two_parents() {
+    let image = Image::new(&[30 << 20]);
+    let (mut red, mut blue) = (Node::start(Engine::Auto).await, Node::start(Engine::Auto).await);
+    let stripe = |s: u8| image.geometry().stripe_blocks(Stripe(s), 2).map(|block| block.0).collect::<Vec<_>>();
+    red.fill(&image, stripe(0).into_iter());
+    blue.fill(&image, stripe(1).into_iter());
+    let mut leaf = Node::start(Engine::Auto).await;
+    let ids = [red.id(), blue.id(), leaf.id()];
+    leaf.assign(&image, 1, &[(red.target(), &[], &[]), (blue.target(), &[], &[])]);
+    red.assign(&image, 1, &[(nobody(), &[], &ids[1..]), (blue.target(), &[], &[])]);
+    blue.assign(&image, 1, &[(red.target(), &[], &[]), (nobody(), &[], &[ids[0], ids[2]])]);
+    for node in [&mut red, &mut blue, &mut leaf] {
+        let report = node.complete(&image).await;
+        assert_eq!(report.bytes_refetched, 0);
+    }
+}
+
+/// Catches a wrong block that is forwarded, marked or borne: it must be refused, reported, and fetched elsewhere.
+#[tokio::test]
+async fn a_flipped_bit_is_refused_before_it_is_forwarded() {
+    let image = Image::new(&[3 << 20]);
+    let (mut good, mut node, mut child) =
+        (Node::start(Engine::Auto).await, Node::start(Engine::Auto).await, Node::start(Engine::Auto).await);
+    good.fill(&image, 0..image.geometry().blocks());
+    good.assign(&image, 1, &[(nobody(), &[], &[])]);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let liar = Target::Node(NodeId([0xaa; 16]), listener.local_addr().unwrap());
+    node.assign(&image, 1, &[(liar, &[good.target()], &[child.id()])]);
+    child.assign(&image, 1, &[(node.target(), &[], &[])]);
+    let lie = std::thread::spawn({
+        let (encoded, good_frame, mut bad_frame) = (image.descriptor.encode(), image.frame(BlockIndex(0)), image.frame(BlockIndex(1)));
+        bad_frame[5000] ^= 1;
+        move || {
+            let (mut parent, hello) = Stranger::accept(&listener);
+            assert!(hello.wants_descriptor);
+            parent.write(&wire::encode_path(Kind::Welcome, &[NodeId([0xaa; 16])]));
+            parent.write(&wire::encode_descriptor(&encoded));
+            while parent.read().0.kind != Kind::Want {}
+            parent.write(&good_frame);
+            parent.write(&bad_frame);
+            parent.is_cut_off()
+        }
+    });
+    let report = node.complete(&image).await;
+    assert_eq!((report.blocks_refused, report.edges_failed), (1, 1));
+    let blamed = |event: &WorkerEvent| matches!(event, WorkerEvent::EdgeFailed { upstream, wrong_bytes: true, .. } if *upstream == liar);
+    assert!(node.events.iter().any(blamed), "{:?}", node.events);
+    let report = child.complete(&image).await;
+    assert_eq!((report.blocks_refused, report.edges_failed), (0, 0));
+    lie.join().unwrap();
+}
+
+/// Catches a parent that hangs, dies or serves when it is told nonsense: absurd lengths, other versions, strangers' tickets.
+#[tokio::test]
+async fn nonsense_from_a_child_is_cut_off_and_a_bad_ticket_is_refused() {
+    let image = Image::new(&[1 << 20]);
+    let mut node = Node::start(Engine::Auto).await;
+    node.fill(&image, 0..image.geometry().blocks());
+    node.assign(&image, 1, &[(nobody(), &[], &[])]);
+    let address = node.worker.data_address();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let me = NodeId([7; 16]);
+    let hello = |ticket_for: NodeId, function| Hello {
+        function: image.function,
+        image: image.id(),
+        node: me,
+        term: 1,
+        epoch: 1,
+        ticket: Ticket::issue(&ClusterSecret::new(SECRET), ticket_for, function, image.id(), now),
+        address: "127.0.0.1:9".parse().unwrap(),
+        stripe: Stripe(0),
+        stripes: 1,
+        wants_descriptor: false,
+    };
+    let checks = tokio::task::spawn_blocking({
+        let good = hello(me, image.function).encode();
+        let stolen = hello(NodeId([8; 16]), image.function).encode();
+        let foreign = hello(me, FunctionId::new("t", "other")).encode();
+        move || {
+            for bad in [stolen, foreign] {
+                let mut child = Stranger::connect(address);
+                child.write(&bad);
+                let (frame, text) = child.read_news();
+                assert_eq!((frame.kind, Refusal::from_frame(&frame)), (Kind::Refused, Refusal::Ticket));
+                assert!(String::from_utf8_lossy(&text).contains("not issued for this node"));
+                assert!(child.is_cut_off());
+            }
+            let mut version = good.clone();
+            version[wire::HEADER_BYTES + 4..wire::HEADER_BYTES + 8].copy_from_slice(&[9, 0, 9, 0]);
+            let mut absurd = good.clone();
+            absurd[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
+            for (bad, says) in [(version, "protocol versions 9 to 9"), (absurd, "cannot have"), (vec![0xff; 600], "unknown frame kind")] {
+                let mut child = Stranger::connect(address);
+                child.write(&bad);
+                let (frame, text) = child.read_news();
+                assert_eq!((frame.kind, Refusal::from_frame(&frame)), (Kind::Refused, Refusal::Protocol));
+                let text = String::from_utf8_lossy(&text).into_owned();
+                assert!(text.contains(says), "{text}");
+            }
+            // After a good Hello: parts of Want out of order, then a block from a child.
+            for bad in [Frame::new(Kind::Want, 0, 64, 1).header(), Frame::new(Kind::Block, 1, 0, 0).header()] {
+                let mut child = Stranger::connect(address);
+                child.write(&good);
+                assert_eq!(child.read_news().0.kind, Kind::Welcome);
+                child.write(&bad);
+                assert!(child.is_cut_off());
+            }
+            // And the node still serves who behaves: exactly the blocks that are wanted.
+            let mut child = Stranger::connect(address);
+            child.write(&good);
+            assert_eq!(child.read_news().0.kind, Kind::Welcome);
+            let mut want = BlockSet::new(4);
+            want.insert(BlockIndex(2));
+            child.write(&wire::encode_want(&want.to_bitmap()));
+            let (frame, payload) = child.read_news();
+            assert_eq!((frame.kind, frame.chunk, frame.block), (Kind::Block, 0, 2));
+            payload
+        }
+    });
+    assert!(checks.await.unwrap() == image.block(BlockIndex(2)));
+    node.until("alive", |report| report.state == ReportState::Complete).await;
+}
+
+/// Catches a node that asks again for blocks that it has when its parent dies in the middle of a frame.
+#[tokio::test]
+async fn after_a_cut_only_missing_blocks_are_asked_for() {
+    let image = Image::new(&[3 << 20]);
+    let (mut good, mut node) = (Node::start(Engine::Auto).await, Node::start(Engine::Auto).await);
+    good.fill(&image, 0..image.geometry().blocks());
+    good.assign(&image, 1, &[(nobody(), &[], &[])]);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let dying = Target::Node(NodeId([0xaa; 16]), listener.local_addr().unwrap());
+    node.assign(&image, 1, &[(dying, &[good.target()], &[])]);
+    let frames: Vec<Vec<u8>> = (0..4).map(|n| image.frame(BlockIndex(n))).collect();
+    let encoded = image.descriptor.encode();
+    let death = std::thread::spawn(move || {
+        let (mut parent, _) = Stranger::accept(&listener);
+        parent.write(&wire::encode_path(Kind::Welcome, &[NodeId([0xaa; 16])]));
+        parent.write(&wire::encode_descriptor(&encoded));
+        while parent.read().0.kind != Kind::Want {}
+        frames[..3].iter().for_each(|frame| parent.write(frame));
+        parent.write(&frames[3][..100_000]);
+    });
+    let report = node.complete(&image).await;
+    death.join().unwrap();
+    assert_eq!(report.bytes_refetched, 0);
+    assert_eq!(report.bytes_received, image.geometry().image_bytes());
+    assert_eq!(report.upstreams.iter().map(|(_, target, bytes)| (*target, *bytes)).collect::<Vec<_>>(), [
+        (dying, 3 * u64::from(BLOCK_BYTES)),
+        (good.target(), 9 * u64::from(BLOCK_BYTES)),
+    ]);
+}
+
+/// Catches a parent that is served although it says nothing: a stopped process keeps its connections.
+#[tokio::test]
+async fn a_silent_parent_is_left_for_a_fallback() {
+    let image = Image::new(&[2 << 20]);
+    let (mut good, mut node) = (Node::start(Engine::Auto).await, Node::start(Engine::Auto).await);
+    good.fill(&image, 0..image.geometry().blocks());
+    good.assign(&image, 1, &[(nobody(), &[], &[])]);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mute = Target::Node(NodeId([0xaa; 16]), listener.local_addr().unwrap());
+    node.assign(&image, 1, &[(mute, &[good.target()], &[])]);
+    let report = node.complete(&image).await;
+    assert_eq!(report.edges_failed, 1);
+    assert!(report.elapsed < Duration::from_secs(3), "{:?}", report.elapsed);
+}
+
+/// Catches a planned change of parents that loses or repeats blocks.
+#[tokio::test]
+async fn a_change_of_parents_in_mid_transfer_refetches_nothing() {
+    let image = Image::new(&[64 << 20]);
+    let (mut first, mut second, mut node) =
+        (Node::start(Engine::Auto).await, Node::start(Engine::Auto).await, Node::start(Engine::Auto).await);
+    for parent in [&mut first, &mut second] {
+        parent.fill(&image, 0..image.geometry().blocks());
+        parent.assign(&image, 1, &[(nobody(), &[], &[])]);
+    }
+    node.assign(&image, 1, &[(first.target(), &[], &[])]);
+    node.until("flowing", |report| report.bytes_present > 1 << 20).await;
+    node.assign(&image, 2, &[(second.target(), &[], &[])]);
+    let report = node.complete(&image).await;
+    assert_eq!((report.bytes_refetched, report.edges_failed), (0, 0));
+    assert_eq!(report.bytes_received, image.geometry().image_bytes());
+}
+
+/// Catches a command that arrives late and undoes a newer one.
+#[tokio::test]
+async fn an_older_plan_is_ignored_and_a_drop_ends_the_edges() {
+    let image = Image::new(&[1 << 20]);
+    let (mut root, mut node) = (Node::start(Engine::Auto).await, Node::start(Engine::Auto).await);
+    root.fill(&image, 0..image.geometry().blocks());
+    root.assign(&image, 5, &[(nobody(), &[], &[node.id()])]);
+    root.assign(&image, 4, &[(node.target(), &[], &[])]);
+    assert_eq!(root.until("report", |_| true).await.epoch, 5);
+    node.assign(&image, 1, &[(root.target(), &[], &[])]);
+    node.complete(&image).await;
+    root.worker.send(WorkerCommand::Drop { function: image.function, term: 1, epoch: 4 }).unwrap();
+    for _ in 0..3 {
+        assert_eq!(root.until("report", |_| true).await.epoch, 5);
+    }
+    root.worker.send(WorkerCommand::Drop { function: image.function, term: 1, epoch: 6 }).unwrap();
+    let deadline = Instant::now() + DEADLINE;
+    while !root.events.iter().any(|event| matches!(event, WorkerEvent::Dropped { .. })) {
+        assert!(Instant::now() < deadline);
+        let event = tokio::time::timeout(DEADLINE, root.worker.next_event()).await.unwrap().unwrap();
+        root.events.push(event);
+    }
+}

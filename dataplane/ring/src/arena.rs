@@ -4,6 +4,7 @@
 //! returns it. Nothing is allocated after [`Arena::new`].
 
 use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::rc::Rc;
@@ -151,6 +152,24 @@ impl Drop for Lease {
         if left == 0 {
             self.shared.free.borrow_mut().push(self.slot);
         }
+    }
+}
+
+impl fmt::Debug for Arena {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Arena({} of {} free)", self.free(), self.slots())
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Lease(slot {})", self.slot)
+    }
+}
+
+impl fmt::Debug for LeaseMut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LeaseMut(slot {})", self.lease.slot)
     }
 }
 

@@ -32,6 +32,7 @@ pub enum DriverKind {
 pub struct Token(pub u64);
 
 /// Something that was armed or started has happened.
+#[derive(Debug)]
 pub enum Completion {
     /// The descriptor is ready, ended or broken; the next call on it tells. It is not armed any more.
     Ready {
@@ -167,6 +168,9 @@ impl Driver {
     }
 
     /// Appends what has completed to `out`; waits for it up to `timeout` (`None`: until something happens). Nothing is an `Ok`, too.
+    ///
+    /// What lies in `out` cannot be taken back: a caller that closes a descriptor while it works through `out` may still find that
+    /// descriptor's `Ready` further on, so tokens should carry a generation.
     pub fn wait(&mut self, timeout: Option<Duration>, out: &mut Vec<Completion>) -> io::Result<()> {
         let had = out.len();
         out.extend(self.done.drain(..));

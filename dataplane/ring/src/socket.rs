@@ -54,7 +54,8 @@ pub struct SocketOptions {
     pub send_bytes: Option<usize>,
     /// TCP_NOTSENT_LOWAT: without it a demand frame would queue behind megabytes in the send buffer. 0 = off.
     pub notsent_lowat_bytes: u32,
-    /// TCP_USER_TIMEOUT: how long sent bytes may stay unacknowledged. 0 = the kernel's (many minutes).
+    /// TCP_USER_TIMEOUT: how long sent bytes may stay unacknowledged, or the other side's window shut (it does not read), before the
+    /// connection fails. 0 = the kernel's (many minutes).
     pub user_timeout: Duration,
     /// TCP_CONGESTION, such as `cubic`.
     pub congestion: Option<String>,

@@ -378,3 +378,42 @@ fn register(ring: &IoUring, arena: &Arena, notes: &mut Vec<String>) -> bool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    fn transfer(arena: &Arena) -> Transfer {
+        let buffer = Buffer::Write(arena.take().unwrap().freeze());
+        Transfer {
+            file: Arc::new(tempfile::tempfile().unwrap()),
+            buffer,
+            range: 50..350,
+            offset: 1000,
+            token: Token(0),
+        }
+    }
+
+    /// Catches a short write that passes for a whole one, or goes on at the wrong place.
+    #[test]
+    fn a_short_write_goes_on_where_it_stopped() {
+        let arena = Arena::new(1, 4096).unwrap();
+        let mut short = transfer(&arena);
+        assert!(transferred(&mut short, 100).is_none());
+        assert_eq!((short.range.clone(), short.offset), (150..350, 1100));
+        assert!(transferred(&mut short, -libc::EINTR).is_none());
+        assert_eq!((short.range.clone(), short.offset), (150..350, 1100));
+        assert!(matches!(transferred(&mut short, 200), Some(Ok(()))));
+    }
+
+    /// Catches a failure that is tried for ever.
+    #[test]
+    fn a_failed_write_ends() {
+        let arena = Arena::new(1, 4096).unwrap();
+        let mut failed = transfer(&arena);
+        let full = transferred(&mut failed, -libc::ENOSPC);
+        assert!(matches!(full, Some(Err(error)) if error.kind() == io::ErrorKind::StorageFull));
+        assert!(matches!(transferred(&mut failed, 0), Some(Err(error)) if error.kind() == io::ErrorKind::WriteZero));
+    }
+}

@@ -25,6 +25,7 @@ fn each_driver(check: impl Fn(DriverKind, &Arena, &mut Driver)) {
         let arena = Arena::new(8, PAYLOAD).unwrap();
         let mut driver = Driver::new(kind, &arena).unwrap();
         assert_eq!(driver.kind(), kind);
+        driver.notes().iter().for_each(|note| eprintln!("NOTE: {note}"));
         check(kind, &arena, &mut driver);
         drop(driver);
         assert_eq!(arena.free(), arena.slots(), "{kind:?} keeps a buffer");

@@ -120,6 +120,7 @@ fn identity(file: &Path, folder: &Path) -> Result<(NodeId, u64), StoreError> {
     };
     let incarnation = last.checked_add(1).ok_or_else(damaged)?;
     replace(file, format!("{node_id} {incarnation}\n").as_bytes()).map_err(failed)?;
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
     Ok((node_id, incarnation))
 }
 

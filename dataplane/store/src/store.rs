@@ -317,8 +317,8 @@ impl Files {
             return Err(format!("the data file has {got} bytes instead of {expected}"));
         }
         let found = MapFile::read(&map, descriptor.id(), descriptor.geometry().blocks(), boot)?;
-        let beside =
-            vec![open("descriptor")?, open("tenant")?, folder_file(folder).map_err(|error| error.to_string())?];
+        let mut beside = vec![open("descriptor")?, open("tenant")?];
+        beside.extend(folders(folder).map_err(|error| error.to_string())?);
         Ok(Self { data: Arc::new(data), map, beside, found })
     }
 
@@ -337,15 +337,15 @@ impl Files {
             io::Write::write_all(&mut file, bytes)?;
             Ok::<_, io::Error>(file)
         };
-        let beside =
-            vec![write("descriptor", &descriptor.encode())?, write("tenant", tenant.as_bytes())?, folder_file(folder)?];
+        let mut beside = vec![write("descriptor", &descriptor.encode())?, write("tenant", tenant.as_bytes())?];
+        beside.extend(folders(folder)?);
         Ok(StoredImage::new(tenant.into(), Arc::clone(descriptor), data, map, &[], beside))
     }
 }
 
-/// A folder opened to be synced.
-fn folder_file(folder: &Path) -> io::Result<File> {
-    File::open(folder)
+/// The folder and the one that holds its name, opened to be synced.
+fn folders(folder: &Path) -> io::Result<Vec<File>> {
+    folder.ancestors().take(2).map(File::open).collect()
 }
 
 /// Remembers when an image was used last, for eviction after a restart, as the modification time of a file that never changes.

@@ -172,14 +172,17 @@ impl Registry {
     }
 
     fn serve(listener: std::net::TcpListener, blobs: &[Vec<u8>], ranges: bool, fault: fn(usize) -> Fault) -> Self {
-        let blobs: Arc<BTreeMap<String, Vec<u8>>> = Arc::new(blobs.iter().map(|blob| (digest(blob), blob.clone())).collect());
+        let blobs: Arc<BTreeMap<String, Vec<u8>>> =
+            Arc::new(blobs.iter().map(|blob| (digest(blob), blob.clone())).collect());
         let (address, requests) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
         let counted = requests.clone();
         // Ends with the test's process; a thread per connection keeps the server simple.
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let (blobs, counted) = (blobs.clone(), counted.clone());
-                std::thread::spawn(move || answer(stream, &blobs, ranges, || fault(counted.fetch_add(1, Ordering::SeqCst))));
+                std::thread::spawn(move || {
+                    answer(stream, &blobs, ranges, || fault(counted.fetch_add(1, Ordering::SeqCst)))
+                });
             }
         });
         Self { address, requests }
@@ -187,7 +190,12 @@ impl Registry {
 }
 
 /// Answers one request and closes.
-fn answer(mut stream: std::net::TcpStream, blobs: &BTreeMap<String, Vec<u8>>, ranges: bool, fault: impl FnOnce() -> Fault) {
+fn answer(
+    mut stream: std::net::TcpStream,
+    blobs: &BTreeMap<String, Vec<u8>>,
+    ranges: bool,
+    fault: impl FnOnce() -> Fault,
+) {
     let mut request = Vec::new();
     let mut byte = [0];
     while !request.ends_with(b"\r\n\r\n") {
@@ -197,7 +205,9 @@ fn answer(mut stream: std::net::TcpStream, blobs: &BTreeMap<String, Vec<u8>>, ra
         }
     }
     let request = String::from_utf8(request).unwrap();
-    let Some(blob) = blobs.iter().find(|(digest, _)| request.contains(&format!("/blobs/{digest} "))).map(|(_, blob)| blob) else {
+    let Some(blob) =
+        blobs.iter().find(|(digest, _)| request.contains(&format!("/blobs/{digest} "))).map(|(_, blob)| blob)
+    else {
         let _ = stream.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
         return;
     };
@@ -207,7 +217,10 @@ fn answer(mut stream: std::net::TcpStream, blobs: &BTreeMap<String, Vec<u8>>, ra
         start.parse::<usize>().unwrap()..end.parse::<usize>().unwrap() + 1
     });
     let (status, extra) = match &range {
-        Some(range) => ("206 Partial Content", format!("content-range: bytes {}-{}/{}\r\n", range.start, range.end - 1, blob.len())),
+        Some(range) => (
+            "206 Partial Content",
+            format!("content-range: bytes {}-{}/{}\r\n", range.start, range.end - 1, blob.len()),
+        ),
         None => ("200 OK", String::new()),
     };
     let mut body = blob[range.unwrap_or(0..blob.len())].to_vec();
@@ -337,7 +350,8 @@ async fn garbage_and_truncated_hellos_end_the_connection() {
     let mut wrong_magic = good.clone();
     wrong_magic[HEADER_BYTES] ^= 1;
     let block = Frame::new(Kind::Block, 1, 0, 0).with_payload(&[0]);
-    let cases = [b"GET / HTTP/1.1\r\nhost: x\r\n\r\n".to_vec(), good[..good.len() - 1].to_vec(), wrong_magic, block, vec![]];
+    let cases =
+        [b"GET / HTTP/1.1\r\nhost: x\r\n\r\n".to_vec(), good[..good.len() - 1].to_vec(), wrong_magic, block, vec![]];
     for bytes in cases {
         let mut stream = TcpStream::connect(harness.address).await.unwrap();
         stream.write_all(&bytes).await.unwrap();

@@ -1,0 +1,101 @@
+//! `faasnet controller` and `faasnet agent`: start, the line that says "ready", signals, the end.
+
+use std::future::Future;
+use std::io::Read;
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result};
+use faasnet_agent::Agent;
+use faasnet_controller::Controller;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+
+use crate::cli::{Global, RegistryArgs};
+use crate::daemon_args::{AgentArgs, ControllerArgs};
+use crate::registry::{RegistryOptions, RegistryServer};
+use crate::{output, settings};
+
+/// Runs an agent until it is told to stop.
+pub async fn agent(global: &Global, mut args: AgentArgs) -> Result<()> {
+    args.settings.controller = global.controller.clone();
+    args.settings.cluster_secret = global.secret.clone();
+    args.settings.cluster_secret_file = global.secret_file.clone();
+    let config: faasnet_agent::Config = settings::load(args.common.config.as_deref(), &args.settings)?;
+    if args.common.print_config {
+        return settings::print(&config);
+    }
+    let shutdown = shutdown(args.common.exit_with_stdin)?;
+    let agent = Agent::start(config).await?;
+    ready(&[("listen", agent.data_address()), ("admin", agent.admin_address())]);
+    agent.run_until(shutdown).await?;
+    Ok(())
+}
+
+/// Runs the controller until it is told to stop.
+pub async fn controller(global: &Global, mut args: ControllerArgs) -> Result<()> {
+    args.settings.cluster_secret = global.secret.clone();
+    args.settings.cluster_secret_file = global.secret_file.clone();
+    let config: faasnet_controller::Config = settings::load(args.common.config.as_deref(), &args.settings)?;
+    if args.common.print_config {
+        return settings::print(&config);
+    }
+    let shutdown = shutdown(args.common.exit_with_stdin)?;
+    let controller = Controller::start(config).await?;
+    ready(&[("listen", controller.local_addr())]);
+    controller.run_until(shutdown).await?;
+    Ok(())
+}
+
+/// Serves a layout as a registry until it is told to stop.
+pub async fn registry(args: RegistryArgs) -> Result<()> {
+    let shutdown = shutdown(args.exit_with_stdin)?;
+    let options = RegistryOptions { access_log: args.access_log, rate: args.rate, ..RegistryOptions::default() };
+    let registry = RegistryServer::start(&args.layout, args.listen, options).await?;
+    ready(&[("listen", registry.local_addr())]);
+    if let Some(reference) = registry.reference() {
+        tracing::info!("register it with: faasnet function create NAME --plain-http --image {reference}");
+    }
+    shutdown.await;
+    registry.stop().await;
+    Ok(())
+}
+
+/// Ends with the first SIGTERM or SIGINT, or with standard input when `with_stdin` is set.
+pub fn shutdown(with_stdin: bool) -> Result<impl Future<Output = ()> + Send + 'static> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
+    let input = with_stdin.then(stdin_end);
+    Ok(async move {
+        let input = async {
+            match input {
+                // Ignored: a watcher that is gone means the same as its message.
+                Some(input) => drop(input.await),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
+            _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
+            () = input => tracing::info!("standard input ended: stopping"),
+        }
+    })
+}
+
+/// Says on standard output, in one line, that the daemon serves and where.
+pub fn ready(addresses: &[(&str, SocketAddr)]) {
+    let places: Vec<_> = addresses.iter().map(|(what, address)| format!("{what}={address}")).collect();
+    // Ignored: a daemon whose starter closed its standard output serves all the same.
+    let _ = output::line(format!("ready {}", places.join(" ")));
+}
+
+/// A thread of its own, not tokio's: a blocking read that cannot be cancelled must not hold up the runtime's end.
+fn stdin_end() -> oneshot::Receiver<()> {
+    let (sender, receiver) = oneshot::channel();
+    std::thread::spawn(move || {
+        let mut bytes = [0; 64];
+        while matches!(std::io::stdin().read(&mut bytes), Ok(count) if count > 0) {}
+        // Ignored: nobody waits any more when the daemon has stopped for another reason.
+        let _ = sender.send(());
+    });
+    receiver
+}

@@ -1,0 +1,210 @@
+//! The flags of the daemons: one per setting, each with its environment variable. What is not given does not serialize, so that it
+//! leaves the file's value or the default alone. Meaning and defaults belong to the daemons' own `Config` types.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+
+use crate::cli::Engine;
+
+/// What both daemons take beside their settings.
+#[derive(Debug, Args)]
+pub struct Common {
+    /// Read settings from this TOML file; flags and FAASNET_* variables win over it
+    #[arg(long, env = "FAASNET_CONFIG", value_name = "FILE.toml")]
+    pub config: Option<PathBuf>,
+    /// Print the settings as they would be used, secrets hidden, and exit
+    #[arg(long)]
+    pub print_config: bool,
+    /// Stop when standard input ends: a parent process that dies takes this one along
+    #[arg(long, hide = true)]
+    pub exit_with_stdin: bool,
+}
+
+/// `faasnet agent`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  faasnet agent --controller http://controller:7400 --secret-file /etc/faasnet/secret
+  faasnet agent --config /etc/faasnet/agent.toml --print-config
+
+Prints one line when it is ready: `ready listen=ADDR admin=ADDR`. SIGTERM and SIGINT stop it cleanly.")]
+pub struct AgentArgs {
+    /// File and printing.
+    #[command(flatten)]
+    pub common: Common,
+    /// The settings.
+    #[command(flatten)]
+    pub settings: AgentSettings,
+}
+
+/// One flag per setting of the agent.
+#[derive(Debug, Default, Args, Serialize)]
+pub struct AgentSettings {
+    /// How people call this node [default: the host's name]
+    #[arg(long, env = "FAASNET_AGENT_NAME")]
+    pub name: Option<String>,
+    /// Where children connect to [default: 0.0.0.0:7410]
+    #[arg(long, env = "FAASNET_AGENT_LISTEN", value_name = "ADDR")]
+    pub listen: Option<SocketAddr>,
+    /// The address that other nodes use for this one [default: as `--listen`, or the way to the controller]
+    #[arg(long, env = "FAASNET_AGENT_ADVERTISE", value_name = "ADDR")]
+    pub advertise: Option<SocketAddr>,
+    /// Where the admin endpoint listens, loopback only [default: 127.0.0.1:7411]
+    #[arg(long, env = "FAASNET_AGENT_ADMIN", value_name = "ADDR")]
+    pub admin: Option<SocketAddr>,
+    /// Where images are kept [default: /var/lib/faasnet]
+    #[arg(long, env = "FAASNET_AGENT_STORE_DIR", value_name = "DIR")]
+    pub store_dir: Option<PathBuf>,
+    /// The most bytes that images may take [default: what the file system has]
+    #[arg(long, env = "FAASNET_AGENT_STORE_QUOTA_BYTES", value_name = "BYTES")]
+    pub store_quota_bytes: Option<u64>,
+    /// How bytes are moved [default: auto]
+    #[arg(long, env = "FAASNET_AGENT_ENGINE", value_enum)]
+    pub engine: Option<Engine>,
+    /// Memory that the controller may fill with functions [default: the host's]
+    #[arg(long, env = "FAASNET_AGENT_MEMORY_MIB", value_name = "MIB")]
+    pub memory_mib: Option<u64>,
+    /// Leave a parent that sends nothing at all for this long [default: 250]
+    #[arg(long, env = "FAASNET_AGENT_SILENCE_MS", value_name = "MS")]
+    pub silence_ms: Option<u64>,
+    /// Leave a parent that only waits for its own upstream after this long [default: 2000]
+    #[arg(long, env = "FAASNET_AGENT_WAITING_MOVE_MS", value_name = "MS")]
+    pub waiting_move_ms: Option<u64>,
+    /// A child outside the plan keeps its place for this long [default: 5000]
+    #[arg(long, env = "FAASNET_AGENT_GUEST_MS", value_name = "MS")]
+    pub guest_ms: Option<u64>,
+    /// A parent with nothing to send says so this often [default: 50]
+    #[arg(long, env = "FAASNET_AGENT_WAITING_EVERY_MS", value_name = "MS")]
+    pub waiting_every_ms: Option<u64>,
+    /// Blocks that may be in memory at once, received and not yet on disk [default: 24]
+    #[arg(long, env = "FAASNET_AGENT_BUFFERS", value_name = "N")]
+    pub buffers: Option<usize>,
+    /// Set from the global option.
+    #[arg(skip)]
+    pub controller: Option<String>,
+    /// Set from the global option.
+    #[arg(skip)]
+    pub cluster_secret: Option<String>,
+    /// Set from the global option.
+    #[arg(skip)]
+    pub cluster_secret_file: Option<PathBuf>,
+}
+
+/// `faasnet controller`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  faasnet controller --secret-file /etc/faasnet/secret --listen 0.0.0.0:7400
+  faasnet controller --config /etc/faasnet/controller.toml --print-config
+
+Prints one line when it is ready: `ready listen=ADDR`. SIGTERM and SIGINT stop it cleanly.")]
+pub struct ControllerArgs {
+    /// File and printing.
+    #[command(flatten)]
+    pub common: Common,
+    /// The settings.
+    #[command(flatten)]
+    pub settings: ControllerSettings,
+}
+
+/// One flag per setting of the controller.
+#[derive(Debug, Default, Args, Serialize)]
+pub struct ControllerSettings {
+    /// Where agents and clients connect [default: 127.0.0.1:7400]
+    #[arg(long, env = "FAASNET_CONTROLLER_LISTEN", value_name = "ADDR")]
+    pub listen: Option<SocketAddr>,
+    /// Where the state is kept [default: /var/lib/faasnet-controller]
+    #[arg(long, env = "FAASNET_CONTROLLER_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// How often an agent says that it lives while something transfers [default: 500]
+    #[arg(long, env = "FAASNET_CONTROLLER_HEARTBEAT_MS", value_name = "MS")]
+    pub heartbeat_ms: Option<u32>,
+    /// How often otherwise [default: 5000]
+    #[arg(long, env = "FAASNET_CONTROLLER_IDLE_HEARTBEAT_MS", value_name = "MS")]
+    pub idle_heartbeat_ms: Option<u32>,
+    /// A node is suspect after this many missed heartbeats, dead after twice as many [default: 2]
+    #[arg(long, env = "FAASNET_CONTROLLER_SUSPECT_AFTER_MISSED", value_name = "N")]
+    pub suspect_after_missed: Option<u32>,
+    /// How long a probe of a node may take to connect [default: 500]
+    #[arg(long, env = "FAASNET_CONTROLLER_PROBE_TIMEOUT_MS", value_name = "MS")]
+    pub probe_timeout_ms: Option<u64>,
+    /// How long a node that still answers probes has to attach again before it counts as dead [default: 10000]
+    #[arg(long, env = "FAASNET_CONTROLLER_REATTACH_MS", value_name = "MS")]
+    pub reattach_ms: Option<u64>,
+    /// How long agents have to come back after a start of the controller [default: 2000]
+    #[arg(long, env = "FAASNET_CONTROLLER_RESTART_GRACE_MS", value_name = "MS")]
+    pub restart_grace_ms: Option<u64>,
+    /// How many functions a node holds at most [default: 20]
+    #[arg(long, env = "FAASNET_CONTROLLER_FUNCTIONS_PER_NODE", value_name = "N")]
+    pub functions_per_node: Option<u32>,
+    /// Forget a dead node that no function wants after this time [default: one day]
+    #[arg(long, env = "FAASNET_CONTROLLER_FORGET_DEAD_MS", value_name = "MS")]
+    pub forget_dead_ms: Option<u64>,
+    /// How often a client that provisions hears of changes [default: 200]
+    #[arg(long, env = "FAASNET_CONTROLLER_PROGRESS_MS", value_name = "MS")]
+    pub progress_ms: Option<u64>,
+    /// Commands that may wait for one agent before it is disconnected [default: 256]
+    #[arg(long, env = "FAASNET_CONTROLLER_COMMANDS_PER_AGENT", value_name = "N")]
+    pub commands_per_agent: Option<usize>,
+    /// Set from the global option.
+    #[arg(skip)]
+    pub cluster_secret: Option<String>,
+    /// Set from the global option.
+    #[arg(skip)]
+    pub cluster_secret_file: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{Arg, Command};
+    use serde::de::DeserializeOwned;
+
+    /// The settings that a flag exists for: each flag is given a value, which the daemon's own type must take.
+    fn settable<Flags: Args + clap::FromArgMatches + Serialize, Config: DeserializeOwned>() -> Vec<String> {
+        let command = Flags::augment_args(Command::new("x"));
+        let value = |argument: &Arg| match argument.get_id().as_str() {
+            "listen" | "advertise" | "admin" => "127.0.0.1:1",
+            "engine" => "copy",
+            _ => "7",
+        };
+        let flags: Vec<String> = command
+            .get_arguments()
+            .map(|argument| format!("--{}={}", argument.get_long().unwrap(), value(argument)))
+            .collect();
+        let matches = command.try_get_matches_from([vec!["x".to_owned()], flags].concat()).unwrap();
+        let table = toml::Table::try_from(Flags::from_arg_matches(&matches).unwrap()).unwrap();
+        Config::deserialize(table.clone()).map_err(|error| error.to_string()).map(drop).unwrap();
+        table.keys().cloned().collect()
+    }
+
+    /// Catches a setting that can only be given in the file, and a flag for a setting that does not exist.
+    #[test]
+    fn every_setting_has_a_flag() {
+        let secrets = ["cluster_secret", "cluster_secret_file", "controller"];
+        let flags = settable::<AgentSettings, faasnet_agent::Config>();
+        for name in toml::Table::try_from(faasnet_agent::Config::default()).unwrap().keys() {
+            assert!(flags.contains(name) || secrets.contains(&name.as_str()), "agent: no flag for {name}");
+        }
+        let flags = settable::<ControllerSettings, faasnet_controller::Config>();
+        for name in toml::Table::try_from(faasnet_controller::Config::default()).unwrap().keys() {
+            assert!(flags.contains(name) || secrets.contains(&name.as_str()), "controller: no flag for {name}");
+        }
+    }
+
+    /// Catches an environment variable that two settings share.
+    #[test]
+    fn environment_variables_are_distinct() {
+        let commands =
+            [AgentSettings::augment_args(Command::new("x")), ControllerSettings::augment_args(Command::new("x"))];
+        let mut names: Vec<_> =
+            commands.iter().flat_map(Command::get_arguments).map(|a| a.get_env().unwrap()).collect();
+        let all = names.len();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), all);
+    }
+}

@@ -1,0 +1,26 @@
+//! The `faasnet` program as a library: command line, client commands, daemons, demo. `main.rs` only sets up the process.
+//!
+//! What a command does lives in the crate that owns it; here are parsing, printing, and the processes of the demo.
+
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod admin;
+pub mod cli;
+pub mod client;
+pub mod cluster;
+pub mod daemon;
+pub mod daemon_args;
+pub mod demo;
+pub mod functions;
+pub mod image_commands;
+pub mod nodes;
+pub mod output;
+pub mod progress;
+pub mod provision;
+pub mod pull;
+pub mod registry;
+pub mod run;
+pub mod settings;
+pub mod tree_view;
+pub mod view;

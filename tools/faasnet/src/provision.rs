@@ -1,0 +1,87 @@
+//! `faasnet provision` and `faasnet release`: which nodes hold a function.
+
+use anyhow::{Result, bail};
+use faasnet_api::v1;
+use serde::Serialize;
+use tokio_stream::StreamExt;
+
+use crate::cli::{Global, ProvisionArgs, ReleaseArgs};
+use crate::client::{self, Control};
+use crate::output;
+use crate::progress::Display;
+use crate::view::NodeView;
+
+/// What `provision --json` prints.
+#[derive(Debug, Serialize)]
+struct Provisioned<'a> {
+    tenant: &'a str,
+    function: &'a str,
+    complete: usize,
+    nodes: &'a [NodeView],
+}
+
+/// `faasnet provision`.
+pub async fn run(global: &Global, args: ProvisionArgs) -> Result<()> {
+    let mut control = global.connect().await?;
+    let request = v1::ProvisionRequest {
+        tenant: args.tenant.tenant,
+        function: args.function,
+        count: args.count.unwrap_or_default(),
+        nodes: args.nodes,
+    };
+    let mut display = Display::new(global.json);
+    let nodes = provision(&mut control, request.clone(), |nodes| display.update(nodes)).await?;
+    drop(display);
+    let complete = nodes.iter().filter(|node| node.is_complete()).count();
+    if global.json {
+        let (tenant, function) = (request.tenant.as_str(), request.function.as_str());
+        output::json(&Provisioned { tenant, function, complete, nodes: &nodes })?;
+    } else {
+        output::line(format!("{complete} of {} nodes hold {}", nodes.len(), request.function))?;
+    }
+    match nodes.iter().find(|node| !node.is_complete()) {
+        None => Ok(()),
+        Some(node) => bail!(
+            "{} of {} nodes do not hold {}: {} is {} ({}); see `faasnet tree {}`",
+            nodes.len() - complete,
+            nodes.len(),
+            request.function,
+            node.name,
+            node.state,
+            if node.error.is_empty() { "no reason given" } else { &node.error },
+            request.function
+        ),
+    }
+}
+
+/// Provisions and waits until every node is complete or failed; `progress` sees each step. Returns the last step.
+pub async fn provision(
+    control: &mut Control,
+    request: v1::ProvisionRequest,
+    mut progress: impl FnMut(&[NodeView]) -> Result<()>,
+) -> Result<Vec<NodeView>> {
+    let mut names = client::node_names(control).await?;
+    let mut stream = control.provision(request).await.map_err(client::explain)?.into_inner();
+    while let Some(message) = stream.next().await {
+        let message = message.map_err(client::explain)?;
+        names.extend(message.nodes.iter().map(|node| (node.node_id.clone(), node.name.clone())));
+        let nodes = NodeView::all(&message.nodes, &names);
+        progress(&nodes)?;
+        if message.done {
+            return Ok(nodes);
+        }
+    }
+    bail!("the controller ended the answer before the nodes were done; ask again, or look with `faasnet tree`")
+}
+
+/// `faasnet release`.
+pub async fn release(global: &Global, args: ReleaseArgs) -> Result<()> {
+    let mut control = global.connect().await?;
+    let (tenant, function) = (args.tenant.tenant, args.function);
+    let request = v1::ReleaseRequest { tenant, function: function.clone(), nodes: args.nodes };
+    let released = control.release(request).await.map_err(client::explain)?.into_inner().released;
+    match global.json {
+        true => output::json(&serde_json::json!({ "function": function, "released": released })),
+        false => output::line(format!("released {released} nodes of {function}")),
+    }
+}

@@ -1,0 +1,80 @@
+//! From arguments to an exit code: logging, the runtime, dispatch, the one line of an error.
+
+use std::ffi::OsString;
+use std::io::{IsTerminal, stderr};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::{Cli, Command, ImageCommand};
+use crate::{daemon, demo, functions, image_commands, nodes, output, provision, pull};
+
+/// Parses, runs, reports. 0: done; 1: failed, with one line on standard error; 2: wrong usage.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Ignored: when even this cannot be printed, the exit code still tells.
+            let _ = error.print();
+            return ExitCode::from(error.exit_code() as u8);
+        }
+    };
+    match set_up_and_run(cli) {
+        Ok(code) => code,
+        // The reader has what it wanted.
+        Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", output::one_line(&format!("{error:#}")));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn set_up_and_run(cli: Cli) -> Result<ExitCode> {
+    log(&cli)?;
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if let Command::Agent(_) = cli.command {
+        // The agent's data path has threads of its own; the cores of the host are the functions'.
+        builder.worker_threads(2);
+    }
+    let runtime = builder.enable_all().build().context("cannot start threads; is the limit of processes reached?")?;
+    let code = runtime.block_on(dispatch(cli));
+    // A blocking read of standard input never ends by itself.
+    runtime.shutdown_background();
+    code
+}
+
+async fn dispatch(cli: Cli) -> Result<ExitCode> {
+    let global = &cli.global;
+    match cli.command {
+        Command::Demo(args) => return demo::run(global, args).await,
+        Command::Controller(args) => daemon::controller(global, args).await?,
+        Command::Agent(args) => daemon::agent(global, args).await?,
+        Command::Function(command) => functions::run(global, command).await?,
+        Command::Provision(args) => provision::run(global, args).await?,
+        Command::Release(args) => provision::release(global, args).await?,
+        Command::Tree(args) => nodes::tree(global, args).await?,
+        Command::Nodes => nodes::list(global).await?,
+        Command::Pull(args) => pull::run(global, args).await?,
+        Command::Image(ImageCommand::Build(args)) => image_commands::build(args, global.json).await?,
+        Command::Image(ImageCommand::Inspect(args)) => image_commands::inspect(args, global.json).await?,
+        Command::Registry(args) => daemon::registry(args).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn log(cli: &Cli) -> Result<()> {
+    let daemon = matches!(cli.command, Command::Controller(_) | Command::Agent(_) | Command::Registry(_));
+    let level = cli.global.log.as_deref().unwrap_or(if daemon { "info" } else { "warn" });
+    let filter = EnvFilter::try_new(level)
+        .with_context(|| format!("--log {level:?} is not a level; write error, warn, info, debug or trace"))?;
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr).with_ansi(stderr().is_terminal());
+    match cli.global.log_json {
+        true => builder.json().init(),
+        false => builder.init(),
+    }
+    Ok(())
+}

@@ -17,6 +17,8 @@ mod session;
 mod table;
 #[cfg(test)]
 mod test_support;
+#[cfg(test)]
+mod tests;
 mod view;
 pub mod worker;
 
@@ -57,7 +59,9 @@ impl Agent {
             name = config.name, node = %agent.node_id(), data = %agent.data_address(), admin = %agent.admin_address(),
             store = %config.store_dir.display(), controller = config.controller, "agent started"
         );
-        tracing::warn!("image bytes travel between nodes as plain TCP; tickets keep strangers out, but who can read the network can read images");
+        tracing::warn!(
+            "image bytes travel between nodes as plain TCP; tickets keep strangers out, but who can read the network can read images"
+        );
         Ok(agent)
     }
 

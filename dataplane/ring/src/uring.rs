@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, opcode, squeue};
+use rustix::process::{Resource, getrlimit};
+use rustix::thread::{CapabilitySet, capabilities};
 
 use crate::driver::{Buffer, Direction, Transfer};
 use crate::slab::Slab;
@@ -20,13 +22,19 @@ use crate::{Arena, Completion, SetupError, Token};
 /// Entries of the submission queue: a tick rarely starts more; a full queue is submitted early.
 const SUBMISSIONS: u32 = 256;
 /// Entries of the completion queue: more in flight than this makes the kernel keep the rest for the next wait.
-const COMPLETIONS: u32 = 4096;
+const COMPLETIONS: u32 = 1024;
+/// What is tried where locked memory is scarce: two pages.
+const SMALL_SUBMISSIONS: u32 = 32;
+/// See [`SMALL_SUBMISSIONS`].
+const SMALL_COMPLETIONS: u32 = 128;
 /// `user_data` of cancellations, whose own results do not matter; no slab key has this index.
 const CANCELLATION: u64 = u64::MAX;
 /// The arena is registered as one buffer, at this index.
 const ARENA_BUFFER: u16 = 0;
 /// The kernel's limit for one registered buffer.
 const MAX_REGISTERED_BYTES: usize = 1 << 30;
+/// Buffers of one worker may take this part of the memory that a user may lock.
+const LOCKED_SHARE: u64 = 8;
 
 pub(crate) struct UringDriver {
     /// Dropped by hand: never while an operation may still be running.
@@ -291,8 +299,24 @@ fn entry(transfer: &mut Transfer, arena: &Arena, registered: bool) -> squeue::En
     }
 }
 
-/// Makes the ring in the best way that this kernel knows; the error is a sentence.
+/// Makes the ring in the best way that this kernel and this user's limits allow; the error is a sentence.
 pub(crate) fn setup(notes: &mut Vec<String>) -> Result<IoUring, String> {
+    match build(SUBMISSIONS, COMPLETIONS, notes) {
+        // Rings count against RLIMIT_MEMLOCK, over all processes of an unprivileged user.
+        Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => {
+            let small = build(SMALL_SUBMISSIONS, SMALL_COMPLETIONS, notes);
+            notes.push(
+                "RLIMIT_MEMLOCK leaves room for a small io_uring only; raise ulimit -l to save system calls".into(),
+            );
+            small
+        }
+        other => other,
+    }
+    .map_err(|error| explain(&error))
+    .and_then(usable)
+}
+
+fn build(submissions: u32, completions: u32, notes: &mut Vec<String>) -> io::Result<IoUring> {
     let mut deferred = IoUring::builder();
     // Completions are run by our own wait instead of interrupting us (Linux 6.1).
     deferred.setup_single_issuer().setup_defer_taskrun().setup_submit_all();
@@ -301,20 +325,19 @@ pub(crate) fn setup(notes: &mut Vec<String>) -> Result<IoUring, String> {
     let ways =
         [(deferred, None), (cooperative, Some("deferred")), (IoUring::builder(), Some("deferred or cooperative"))];
     for (mut builder, lacks) in ways {
-        match builder.setup_cqsize(COMPLETIONS).setup_clamp().dontfork().build(SUBMISSIONS) {
-            Ok(ring) => {
-                if let Some(lacks) = lacks {
-                    notes.push(format!(
-                        "this kernel's io_uring has no {lacks} task running; it wakes the worker more often"
-                    ));
-                }
-                return usable(ring);
-            }
+        match builder.setup_cqsize(completions).setup_clamp().dontfork().build(submissions) {
+            // A flag that this kernel does not know.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
-            Err(error) => return Err(explain(&error)),
+            result => {
+                if let Some(lacks) = lacks {
+                    let cost = "it interrupts the worker more often";
+                    notes.push(format!("this kernel's io_uring has no {lacks} task running (Linux 6.1 has); {cost}"));
+                }
+                return result;
+            }
         }
     }
-    Err("this kernel's io_uring is too old (Linux 5.11 or later is needed); run with --engine copy".into())
+    Err(io::Error::from_raw_os_error(libc::EINVAL))
 }
 
 fn usable(ring: IoUring) -> Result<IoUring, String> {
@@ -345,6 +368,9 @@ fn explain(error: &io::Error) -> String {
                 ),
             }
         }
+        Some(libc::EINVAL) => {
+            "this kernel's io_uring is too old (Linux 5.11 or later is needed); run with --engine copy".into()
+        }
         Some(libc::ENOMEM) => {
             "no memory for an io_uring; raise RLIMIT_MEMLOCK (ulimit -l) or run with --engine copy".into()
         }
@@ -356,8 +382,17 @@ fn explain(error: &io::Error) -> String {
 fn register(ring: &IoUring, arena: &Arena, notes: &mut Vec<String>) -> bool {
     let (start, len) = arena.mapping();
     if len > MAX_REGISTERED_BYTES {
+        notes.push(format!("{len} bytes of buffers are more than io_uring can register; they are used unregistered"));
+        return false;
+    }
+    let limit = lockable_bytes();
+    // Greed would leave no room for the rings of this user's other agents, which fail altogether without it.
+    if limit.is_some_and(|limit| len as u64 > limit / LOCKED_SHARE) {
         notes.push(format!(
-            "buffers of {len} bytes are more than can be registered with io_uring; they are used unregistered"
+            "RLIMIT_MEMLOCK ({} bytes for all processes of this user) is too low to register {len} bytes of buffers with io_uring; \
+             they are used unregistered (raise ulimit -l to {} to save some CPU)",
+            limit.unwrap_or(0),
+            (len as u64).div_ceil(1024) * LOCKED_SHARE
         ));
         return false;
     }
@@ -366,17 +401,17 @@ fn register(ring: &IoUring, arena: &Arena, notes: &mut Vec<String>) -> bool {
     // pages itself and copies the iovec.
     match unsafe { ring.submitter().register_buffers(&[buffer]) } {
         Ok(()) => true,
-        Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => {
-            notes.push(format!(
-                "RLIMIT_MEMLOCK is too low to register {len} bytes of buffers with io_uring; they are used unregistered (raise ulimit -l to save some CPU)"
-            ));
-            false
-        }
         Err(error) => {
             notes.push(format!("buffers cannot be registered with io_uring ({error}); they are used unregistered"));
             false
         }
     }
+}
+
+/// How much memory this user's processes may lock; `None` = no limit, or a capability that lifts it.
+fn lockable_bytes() -> Option<u64> {
+    let lifted = capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::IPC_LOCK));
+    if lifted { None } else { getrlimit(Resource::Memlock).current }
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let files = protox::compile(["proto/faasnet/v1/faasnet.proto"], ["proto"])?;
-    tonic_prost_build::configure().compile_fds(files)?;
+    #[cfg(feature = "rpc")]
+    tonic_prost_build::configure()
+        .compile_fds(protox::compile(["proto/faasnet/v1/faasnet.proto"], ["proto"])?)?;
     Ok(())
 }

@@ -15,6 +15,7 @@ pub use ids::{FunctionId, IdError, ImageId, NodeId};
 pub use ticket::{ClusterSecret, Ticket, TicketError};
 
 /// Generated protobuf messages and gRPC services; `proto/faasnet/v1/faasnet.proto` documents each.
+#[cfg(feature = "rpc")]
 #[allow(missing_docs, unreachable_pub, clippy::all)]
 pub mod v1 {
     tonic::include_proto!("faasnet.v1");

@@ -1,0 +1,174 @@
+//! The controller's settings.
+
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use anyhow::{Context, bail, ensure};
+use faasnet_api::ClusterSecret;
+use serde::{Deserialize, Serialize};
+
+use crate::state::Settings;
+
+/// Shorter secrets are guessed.
+const SECRET_BYTES_MIN: usize = 16;
+
+/// The settings of the controller daemon, with their defaults. Times are in milliseconds.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where agents and clients connect (gRPC).
+    pub listen: SocketAddr,
+    /// Where the state is kept.
+    pub state_dir: PathBuf,
+    /// The secret that controller and agents share; at least 16 bytes. Never printed.
+    #[serde(skip_serializing)]
+    pub cluster_secret: Option<String>,
+    /// A file with the secret, instead of `cluster_secret`; white space around it does not count.
+    pub cluster_secret_file: Option<PathBuf>,
+    /// How often an agent says that it lives while something transfers.
+    pub heartbeat_ms: u32,
+    /// How often otherwise.
+    pub idle_heartbeat_ms: u32,
+    /// After so many missed heartbeats a node is suspect, after twice as many dead.
+    pub suspect_after_missed: u32,
+    /// How long a probe may take to connect.
+    pub probe_timeout_ms: u64,
+    /// How long a node whose stream ended, but whose data address still answers, has to attach again before it counts as dead.
+    pub reattach_ms: u64,
+    /// How long agents have to come back after a start of the controller before their nodes are probed.
+    pub restart_grace_ms: u64,
+    /// How many functions a node holds at most.
+    pub functions_per_node: u32,
+    /// After this time a dead node that no function wants is forgotten.
+    pub forget_dead_ms: u64,
+    /// How often a client that provisions hears of changes.
+    pub progress_ms: u64,
+    /// Commands that may wait for one agent; one that takes them more slowly is disconnected and gets the present state when it is back.
+    pub commands_per_agent: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: (Ipv4Addr::LOCALHOST, 7400).into(),
+            state_dir: "/var/lib/faasnet-controller".into(),
+            cluster_secret: None,
+            cluster_secret_file: None,
+            heartbeat_ms: 500,
+            idle_heartbeat_ms: 5_000,
+            suspect_after_missed: 2,
+            probe_timeout_ms: 500,
+            reattach_ms: 10_000,
+            restart_grace_ms: 2_000,
+            functions_per_node: 20,
+            forget_dead_ms: 24 * 3600 * 1000,
+            progress_ms: 200,
+            commands_per_agent: 256,
+        }
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("listen", &self.listen)
+            .field("state_dir", &self.state_dir)
+            .field("cluster_secret", &self.cluster_secret.as_ref().map(|_| "(hidden)"))
+            .field("cluster_secret_file", &self.cluster_secret_file)
+            .field("heartbeat_ms", &self.heartbeat_ms)
+            .field("idle_heartbeat_ms", &self.idle_heartbeat_ms)
+            .field("suspect_after_missed", &self.suspect_after_missed)
+            .field("probe_timeout_ms", &self.probe_timeout_ms)
+            .field("reattach_ms", &self.reattach_ms)
+            .field("restart_grace_ms", &self.restart_grace_ms)
+            .field("functions_per_node", &self.functions_per_node)
+            .field("forget_dead_ms", &self.forget_dead_ms)
+            .field("progress_ms", &self.progress_ms)
+            .field("commands_per_agent", &self.commands_per_agent)
+            .finish()
+    }
+}
+
+impl Config {
+    /// The secret, from the setting or its file.
+    pub fn secret(&self) -> anyhow::Result<ClusterSecret> {
+        let text = match (&self.cluster_secret, &self.cluster_secret_file) {
+            (Some(_), Some(_)) => bail!("cluster_secret and cluster_secret_file are both set; keep one"),
+            (Some(secret), None) => secret.clone(),
+            (None, Some(path)) => std::fs::read_to_string(path)
+                .with_context(|| format!("cluster_secret_file {} cannot be read", path.display()))?,
+            (None, None) => bail!(
+                "no cluster secret is configured; put at least {SECRET_BYTES_MIN} random bytes into a file, for example with \
+                 `openssl rand -hex 32`, and name it in cluster_secret_file on the controller and every agent"
+            ),
+        };
+        let secret = text.trim();
+        ensure!(
+            secret.len() >= SECRET_BYTES_MIN,
+            "the cluster secret has {} bytes; use at least {SECRET_BYTES_MIN} random ones",
+            secret.len()
+        );
+        Ok(ClusterSecret::new(secret.as_bytes()))
+    }
+
+    /// What the state machine needs of the settings.
+    pub(crate) fn settings(&self, secret: ClusterSecret) -> anyhow::Result<Settings> {
+        let positive = [
+            ("heartbeat_ms", u64::from(self.heartbeat_ms)),
+            ("idle_heartbeat_ms", self.idle_heartbeat_ms.into()),
+            ("suspect_after_missed", self.suspect_after_missed.into()),
+            ("probe_timeout_ms", self.probe_timeout_ms),
+            ("functions_per_node", self.functions_per_node.into()),
+            ("progress_ms", self.progress_ms),
+            ("commands_per_agent", self.commands_per_agent as u64),
+        ];
+        for (name, value) in positive {
+            ensure!(value > 0, "{name} must be at least 1");
+        }
+        Ok(Settings {
+            secret,
+            heartbeat_ms: self.heartbeat_ms,
+            idle_heartbeat_ms: self.idle_heartbeat_ms,
+            suspect_after_missed: self.suspect_after_missed,
+            reattach_ms: self.reattach_ms,
+            restart_grace_ms: self.restart_grace_ms,
+            functions_per_node: self.functions_per_node,
+            forget_dead_ms: self.forget_dead_ms,
+            progress_ms: self.progress_ms,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Catches a secret in a log or a printed configuration, and a misspelt setting that is taken for a default.
+    #[test]
+    fn secrets_are_not_printed_and_typos_are_refused() {
+        let secret = "0123456789abcdef-secret";
+        let config = Config { cluster_secret: Some(secret.into()), ..Config::default() };
+        assert!(!format!("{config:?}").contains(secret));
+        assert!(!toml::to_string(&config).unwrap().contains(secret));
+        let read: Config = toml::from_str("listen = '[::1]:1'\ncluster_secret = 'x'").unwrap();
+        assert_eq!((read.listen.port(), read.heartbeat_ms), (1, 500));
+        assert!(toml::from_str::<Config>("heartbeat = 3").is_err());
+    }
+
+    /// Catches a controller that starts without a secret or with one that can be guessed.
+    #[test]
+    fn a_secret_is_required() {
+        let missing = Config::default().secret().unwrap_err().to_string();
+        assert!(missing.contains("cluster_secret_file"), "{missing}");
+        let short = Config { cluster_secret: Some("short".into()), ..Config::default() };
+        assert!(short.secret().unwrap_err().to_string().contains("16"));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "0123456789abcdef\n").unwrap();
+        let from_file = Config { cluster_secret_file: Some(file.path().into()), ..Config::default() };
+        let plain = Config { cluster_secret: Some("0123456789abcdef".into()), ..Config::default() };
+        assert_eq!(from_file.secret().unwrap().rpc_token(), plain.secret().unwrap().rpc_token());
+        let both = Config { cluster_secret: plain.cluster_secret.clone(), ..from_file };
+        assert!(both.secret().is_err());
+    }
+}

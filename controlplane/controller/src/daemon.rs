@@ -1,0 +1,126 @@
+//! The running controller: listener, state, services, and their orderly end.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use faasnet_api::ClusterSecret;
+use faasnet_api::v1::agent_session_server::AgentSessionServer;
+use faasnet_api::v1::control_server::ControlServer;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+
+use crate::config::Config;
+use crate::registrar::{ImageRegistrar, Registrar};
+use crate::shell::agents::Agents;
+use crate::shell::clients::Clients;
+use crate::shell::gate::Gate;
+use crate::shell::owner::{Handle, Owner, now};
+use crate::state::{Key, State};
+use crate::store::{RedbStore, StateStore};
+
+/// Streams that have been told to end get this long.
+const GOODBYE: Duration = Duration::from_secs(5);
+/// Connections whose other end vanished without a word are found out after this and [`KEEPALIVE_TIMEOUT`].
+const KEEPALIVE: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A controller that listens and has its state, and serves once [`Controller::run_until`] runs.
+pub struct Controller {
+    listener: TcpListener,
+    local_addr: SocketAddr,
+    owner: Owner,
+    handle: Handle,
+    secret: ClusterSecret,
+    registrar: Arc<dyn Registrar>,
+    commands_per_agent: usize,
+}
+
+impl Controller {
+    /// Binds the address, opens the state and begins a new term.
+    pub async fn start(config: Config) -> anyhow::Result<Self> {
+        Self::start_with(config, Arc::new(ImageRegistrar)).await
+    }
+
+    /// As [`Controller::start`], with another way to register images.
+    pub async fn start_with(config: Config, registrar: Arc<dyn Registrar>) -> anyhow::Result<Self> {
+        let secret = config.secret()?;
+        let settings = config.settings(secret.clone())?;
+        // Bound before the state is touched: a second controller must not raise the term on its way out.
+        let listener = TcpListener::bind(config.listen).await.with_context(|| {
+            format!(
+                "cannot listen on {}; is another controller running there? Choose another address with listen",
+                config.listen
+            )
+        })?;
+        let local_addr = listener.local_addr()?;
+        let store: Arc<dyn StateStore> = Arc::new(RedbStore::open(&config.state_dir)?);
+        let clock = Instant::now();
+        let state = State::restore(settings, now(clock), store.load()?).with_context(|| {
+            format!(
+                "the state in {} cannot be restored; restore it from a copy or delete it",
+                config.state_dir.display()
+            )
+        })?;
+        store.commit(vec![(Key::Term, state.record(Key::Term))])?;
+        tracing::info!(%local_addr, term = state.term(), "controller started");
+        if !local_addr.ip().is_loopback() {
+            tracing::warn!(
+                "gRPC on {local_addr} is not encrypted; callers from other machines need the cluster's token"
+            );
+        }
+        let (owner, handle) = Owner::new(state, store, clock, Duration::from_millis(config.probe_timeout_ms));
+        let commands_per_agent = config.commands_per_agent;
+        Ok(Self { listener, local_addr, owner, handle, secret, registrar, commands_per_agent })
+    }
+
+    /// Where it listens; the real port when the configured one was 0.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Serves until `shutdown` completes; then every stream ends and the state is closed. Fails when the state cannot be written.
+    pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let stop = CancellationToken::new();
+        let mut owner = tokio::spawn(self.owner.run(stop.clone()));
+        let agents = Agents { owner: self.handle.clone(), queue: self.commands_per_agent, stop: stop.clone() };
+        let clients = Clients { owner: self.handle, registrar: self.registrar, stop: stop.clone() };
+        let server = Server::builder()
+            .tcp_nodelay(true)
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+            .add_service(InterceptedService::new(AgentSessionServer::new(agents), Gate::closed(self.secret.clone())))
+            .add_service(InterceptedService::new(ControlServer::new(clients), Gate::open_on_loopback(self.secret)))
+            .serve_with_incoming_shutdown(TcpIncoming::from(self.listener), stop.clone().cancelled_owned());
+        let mut server = tokio::spawn(server);
+        let (mut owned, mut served) = (None, None);
+        tokio::select! {
+            () = shutdown => {}
+            result = &mut owner => owned = Some(result),
+            result = &mut server => served = Some(result),
+        }
+        stop.cancel();
+        if served.is_none() {
+            match tokio::time::timeout(GOODBYE, &mut server).await {
+                Ok(result) => served = Some(result),
+                // Somebody does not take the end of its stream; it sees the connection close instead.
+                Err(_) => server.abort(),
+            }
+        }
+        let owned = match owned {
+            Some(owned) => owned,
+            None => owner.await,
+        };
+        owned.context("the controller's owner task failed")??;
+        if let Some(served) = served {
+            served.context("the gRPC server task failed")?.context("the gRPC server failed")?;
+        }
+        tracing::info!("controller stopped");
+        Ok(())
+    }
+}

@@ -1,0 +1,92 @@
+//! One function: its image, its trees, and who shall be a member.
+
+use std::collections::BTreeMap;
+
+use faasnet_api::{FunctionId, ImageId, NodeId, v1};
+use faasnet_tree::FunctionTrees;
+
+/// Why a node shall hold a function, and how far it is.
+#[derive(Debug, Default)]
+pub(crate) struct Member {
+    pub(crate) progress: Option<v1::FunctionProgress>,
+    /// The image cannot be received there; it is in no tree until somebody provisions it again or its agent restarts.
+    pub(crate) failed: bool,
+    /// (term, epoch) of its entry into the trees: reports about older plans say nothing about this membership.
+    pub(crate) joined: (u64, u64),
+    /// What its agent was last told on the present stream.
+    pub(crate) sent: Option<Sent>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Sent {
+    pub(crate) stripes: Vec<v1::StripePlan>,
+    pub(crate) unix_s: u64,
+}
+
+impl Member {
+    pub(crate) fn is_complete(&self) -> bool {
+        self.progress.as_ref().is_some_and(|progress| progress.state() == v1::FunctionState::Complete)
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Function {
+    pub(crate) id: FunctionId,
+    pub(crate) tenant: String,
+    pub(crate) name: String,
+    pub(crate) reference: String,
+    pub(crate) image: ImageId,
+    pub(crate) image_bytes: u64,
+    pub(crate) blobs: u32,
+    pub(crate) descriptor: Vec<u8>,
+    pub(crate) memory_mib: u32,
+    pub(crate) note: String,
+    /// How many nodes shall hold it, when it was provisioned by number.
+    pub(crate) count: Option<u32>,
+    /// The intent: every node that shall hold it, dead or alive.
+    pub(crate) wanted: BTreeMap<NodeId, Member>,
+    pub(crate) trees: FunctionTrees<NodeId>,
+    pub(crate) epoch: u64,
+    /// Per stripe: who feeds a root that came to its place without the image while others have all of it.
+    pub(crate) donors: Vec<Option<NodeId>>,
+}
+
+impl Function {
+    pub(crate) fn info(&self) -> v1::FunctionInfo {
+        v1::FunctionInfo {
+            tenant: self.tenant.clone(),
+            function: self.name.clone(),
+            function_id: self.id.to_vec(),
+            image_id: self.image.to_vec(),
+            reference: self.reference.clone(),
+            policy: self.trees.policy().to_string(),
+            stripes: self.trees.stripes().into(),
+            image_bytes: self.image_bytes,
+            blobs: self.blobs,
+            nodes: self.wanted.len() as u32,
+            note: self.note.clone(),
+        }
+    }
+
+    /// What a client is shown of a member.
+    pub(crate) fn progress(&self, node: &NodeId) -> v1::FunctionProgress {
+        let waiting = || v1::FunctionProgress {
+            function_id: self.id.to_vec(),
+            image_id: self.image.to_vec(),
+            state: v1::FunctionState::Waiting.into(),
+            bytes_total: self.image_bytes,
+            ..Default::default()
+        };
+        self.wanted.get(node).and_then(|member| member.progress.clone()).unwrap_or_else(waiting)
+    }
+
+    /// The root and the heir of every stripe.
+    pub(crate) fn leaders(&self) -> Vec<(Option<NodeId>, Option<NodeId>)> {
+        (0..self.trees.stripes()).map(|stripe| (self.trees.root(stripe), self.trees.heir(stripe))).collect()
+    }
+
+    /// Whether a node needs the descriptor from the controller.
+    pub(crate) fn leads(&self, node: &NodeId) -> bool {
+        self.leaders().iter().any(|(root, heir)| root.as_ref() == Some(node) || heir.as_ref() == Some(node))
+    }
+}

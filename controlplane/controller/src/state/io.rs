@@ -1,0 +1,220 @@
+//! What goes into the state machine and what comes out of it.
+
+use faasnet_api::{Descriptor, NodeId, v1};
+use faasnet_tree::Policy;
+
+use super::records::Key;
+
+/// The time of an input, told by the shell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    /// Milliseconds of a clock that never goes back.
+    pub ms: u64,
+    /// Seconds since the Unix epoch, for tickets only.
+    pub unix_s: u64,
+}
+
+/// One agent's stream, numbered by the shell; never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub u64);
+
+/// One client's call, numbered by the shell; never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub u64);
+
+/// One connection attempt to a node's data address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ProbeId(pub u64);
+
+/// What came of a probe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProbeAnswer {
+    /// The address accepts connections. A stopped process does that too.
+    Reachable,
+    /// Nobody listens there.
+    Refused,
+    /// No answer, or no way there.
+    Silent,
+}
+
+/// Something that happened.
+#[derive(Debug)]
+pub enum Input {
+    /// An agent's stream was opened.
+    Attached {
+        /// Its stream.
+        session: SessionId,
+        /// The stream's first event.
+        attached: Box<v1::Attached>,
+    },
+    /// A later event on a stream.
+    Heard {
+        /// Its stream.
+        session: SessionId,
+        /// What the agent says.
+        event: v1::event::Event,
+    },
+    /// An agent's stream ended.
+    Detached {
+        /// Its stream.
+        session: SessionId,
+    },
+    /// An [`Output::Probe`] ended.
+    Probed {
+        /// Who was probed.
+        node: NodeId,
+        /// The probe's number.
+        probe: ProbeId,
+        /// What came of it.
+        answer: ProbeAnswer,
+    },
+    /// A client asks for something.
+    Asked {
+        /// The call.
+        request: RequestId,
+        /// What for.
+        ask: Ask,
+    },
+    /// A client that watched a provision went away.
+    Abandoned {
+        /// The call.
+        request: RequestId,
+    },
+    /// Time passed; about ten times a second.
+    Tick,
+}
+
+/// A registered image on its way to becoming a function.
+#[derive(Debug, Clone)]
+pub struct NewFunction {
+    /// Whose; a valid name.
+    pub tenant: String,
+    /// Its name; a valid name.
+    pub name: String,
+    /// The policy asked for.
+    pub policy: Policy,
+    /// The memory that one instance needs.
+    pub memory_mib: u32,
+    /// The image.
+    pub descriptor: Descriptor,
+}
+
+/// A client's call.
+#[derive(Debug)]
+pub enum Ask {
+    /// Stores a new function.
+    Create(Box<NewFunction>),
+    /// Forgets a function.
+    Remove(v1::RemoveFunctionRequest),
+    /// Lists functions.
+    ListFunctions,
+    /// Puts nodes into a function's trees; answered by [`Output::Progress`] until done.
+    Provision(v1::ProvisionRequest),
+    /// Takes nodes out of a function's trees.
+    Release(v1::ReleaseRequest),
+    /// Shows a function's trees.
+    GetTree(v1::GetTreeRequest),
+    /// Lists nodes.
+    ListNodes,
+}
+
+/// A successful answer.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)]
+pub enum Answer {
+    Created(v1::FunctionInfo),
+    Removed,
+    Functions(Vec<v1::FunctionInfo>),
+    Released(u32),
+    Tree(v1::GetTreeReply),
+    Nodes(v1::ListNodesReply),
+}
+
+/// The kinds of refusal, as far as a caller can act on them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum RefusalKind {
+    Invalid,
+    NotFound,
+    AlreadyExists,
+    /// Right in itself, but not now.
+    Precondition,
+}
+
+/// Why a client or an agent does not get what it asked for: cause and next step.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    /// What kind.
+    pub kind: RefusalKind,
+    /// For people.
+    pub message: String,
+}
+
+impl Refusal {
+    /// A request that can never be right.
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self { kind: RefusalKind::Invalid, message: message.into() }
+    }
+
+    /// Something that is not there.
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self { kind: RefusalKind::NotFound, message: message.into() }
+    }
+
+    /// Something that is there already.
+    pub fn already_exists(message: impl Into<String>) -> Self {
+        Self { kind: RefusalKind::AlreadyExists, message: message.into() }
+    }
+
+    /// A request that may be right later.
+    pub fn precondition(message: impl Into<String>) -> Self {
+        Self { kind: RefusalKind::Precondition, message: message.into() }
+    }
+}
+
+/// Something to do.
+#[derive(Debug)]
+pub enum Output {
+    /// Commit this record as [`super::State::record`] gives it, before any other output of the same input.
+    Store(Key),
+    /// Send a command to an agent.
+    Send {
+        /// Its stream.
+        session: SessionId,
+        /// The command.
+        command: v1::command::Command,
+    },
+    /// End an agent's stream.
+    Close {
+        /// Its stream.
+        session: SessionId,
+        /// What the agent is told.
+        refusal: Refusal,
+    },
+    /// Try to connect to a node's data address.
+    Probe {
+        /// Who.
+        node: NodeId,
+        /// To be repeated in the answer.
+        probe: ProbeId,
+        /// Where.
+        address: std::net::SocketAddr,
+    },
+    /// Answer a client. A provision is answered by this only when it is refused or cannot go on.
+    Answer {
+        /// The call.
+        request: RequestId,
+        /// The answer.
+        answer: Result<Answer, Refusal>,
+    },
+    /// Say to people what happened.
+    Note(String),
+    /// Tell a client how its provision stands; the last one says `done`. A newer one replaces an older one not yet sent.
+    Progress {
+        /// The call.
+        request: RequestId,
+        /// Where it stands.
+        progress: v1::ProvisionProgress,
+    },
+}

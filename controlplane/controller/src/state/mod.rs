@@ -1,0 +1,100 @@
+//! The controller's state machine: `(state, now, input) → outputs`, with one owner and neither clock, thread nor I/O.
+//!
+//! LIFECYCLE of a node: registered (known from the state store) → live (its stream is open) ⇄ suspect (stream closed or silent) → dead
+//! (a probe failed or the silence lasted) → live again when it is heard. Of a member of a function: wanted by intent, planned into the
+//! trees unless its node is dead or the image failed there, assigned as soon as a stream can carry it.
+//!
+//! Outputs are to be carried out after the records they name were committed, so nothing that was acknowledged can be lost.
+
+mod function;
+mod io;
+mod liveness;
+mod membership;
+mod names;
+mod node;
+mod plan;
+mod records;
+mod reports;
+mod requests;
+mod settings;
+#[cfg(test)]
+mod tests;
+mod watch;
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+
+use faasnet_api::{FunctionId, NodeId};
+
+pub use io::{
+    Answer, Ask, Input, NewFunction, Now, Output, ProbeAnswer, ProbeId, Refusal, RefusalKind, RequestId, SessionId,
+};
+pub use names::function_name;
+pub use records::{Key, RestoreError};
+pub use settings::Settings;
+
+use function::Function;
+use node::Node;
+use watch::Watch;
+
+/// Everything that the controller knows.
+pub struct State {
+    settings: Settings,
+    /// How often the controller was started, and above every term that an agent reported.
+    term: u64,
+    started_ms: u64,
+    last_tick_ms: u64,
+    tickets_checked_s: u64,
+    probes: u64,
+    nodes: BTreeMap<NodeId, Node>,
+    sessions: HashMap<SessionId, NodeId>,
+    /// Who attached last from a data address.
+    addresses: HashMap<SocketAddr, NodeId>,
+    functions: BTreeMap<FunctionId, Function>,
+    /// The last epochs of functions that were removed in this term: a new function of the same name goes on from there.
+    retired: HashMap<FunctionId, u64>,
+    watches: BTreeMap<RequestId, Watch>,
+    /// Nodes came or went: functions that ask for a number of nodes may be short of some, or no longer.
+    capacity_changed: bool,
+    out: Vec<Output>,
+}
+
+impl State {
+    /// Applies one input and answers what has to be done about it, in order.
+    pub fn handle(&mut self, now: Now, input: Input) -> Vec<Output> {
+        match input {
+            Input::Attached { session, attached } => self.attached(now, session, *attached),
+            Input::Heard { session, event } => self.heard(now, session, event),
+            Input::Detached { session } => self.detached(now, session),
+            Input::Probed { node, probe, answer } => self.probed(now, node, probe, answer),
+            Input::Asked { request, ask } => self.asked(now, request, ask),
+            Input::Abandoned { request } => {
+                self.watches.remove(&request);
+            }
+            Input::Tick => self.tick(now),
+        }
+        if std::mem::take(&mut self.capacity_changed) {
+            self.reconcile(now);
+        }
+        self.end_settled_watches(now);
+        std::mem::take(&mut self.out)
+    }
+
+    /// The number of controller starts, raised above what agents report.
+    pub fn term(&self) -> u64 {
+        self.term
+    }
+
+    fn emit(&mut self, output: Output) {
+        self.out.push(output);
+    }
+
+    fn note(&mut self, text: String) {
+        self.emit(Output::Note(text));
+    }
+
+    /// A node as notes name it.
+    fn name_of(&self, id: &NodeId) -> String {
+        self.nodes.get(id).map_or_else(|| id.to_string(), |node| format!("{} ({})", node.name, id.short()))
+    }
+}

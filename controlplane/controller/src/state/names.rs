@@ -1,0 +1,42 @@
+//! Names of tenants and functions.
+
+use super::io::Refusal;
+
+/// The tenant of calls that name none.
+const DEFAULT_TENANT: &str = "default";
+const NAME_BYTES_MAX: usize = 128;
+
+/// The valid (tenant, function) that a caller means; an empty tenant is the tenant `default`.
+pub fn function_name(tenant: &str, function: &str) -> Result<(String, String), Refusal> {
+    let tenant = if tenant.is_empty() { DEFAULT_TENANT } else { tenant };
+    for (kind, name) in [("tenant", tenant), ("function", function)] {
+        if !is_name(name) {
+            return Err(Refusal::invalid(format!(
+                "{name:?} is not a {kind} name; use 1 to {NAME_BYTES_MAX} of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit"
+            )));
+        }
+    }
+    Ok((tenant.into(), function.into()))
+}
+
+fn is_name(name: &str) -> bool {
+    let inner = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-');
+    name.len() <= NAME_BYTES_MAX
+        && name.bytes().all(inner)
+        && name.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Catches a name that would not be safe in a path, a label or a terminal.
+    #[test]
+    fn only_plain_names_pass() {
+        assert_eq!(function_name("", "resize.v2").unwrap(), ("default".into(), "resize.v2".into()));
+        for name in ["", "-a", ".a", "A", "a/b", "a b", "ä", &"a".repeat(129)] {
+            assert!(function_name("t", name).is_err(), "{name:?}");
+        }
+        assert!(function_name("t", &"a".repeat(128)).is_ok());
+    }
+}

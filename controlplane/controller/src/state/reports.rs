@@ -1,0 +1,151 @@
+//! What agents say: progress, failures, wishes.
+
+use faasnet_api::{FunctionId, ImageId, NodeId, v1};
+
+use super::State;
+use super::io::{Now, Output, Refusal, SessionId};
+use super::names::function_name;
+
+impl State {
+    pub(super) fn heard(&mut self, now: Now, session: SessionId, event: v1::event::Event) {
+        let Some(&node) = self.sessions.get(&session) else { return };
+        self.seen(now, node);
+        match event {
+            v1::event::Event::Attached(_) => {
+                let refusal = Refusal::invalid("an agent attaches once per stream");
+                self.emit(Output::Close { session, refusal });
+            }
+            v1::event::Event::Heartbeat(heartbeat) => self.heartbeat(now, node, heartbeat),
+            v1::event::Event::EdgeFailed(failed) => self.edge_failed(now, node, &failed),
+            v1::event::Event::ImageFailed(failed) => self.image_failed(now, node, failed),
+            // What a node holds no more is known from the intent; this only confirms it.
+            v1::event::Event::Dropped(_) => {}
+            v1::event::Event::JoinRequested(join) => self.join_requested(now, session, node, join),
+        }
+    }
+
+    /// What an agent that attaches has already. `restarted`: nothing that was known of it before counts.
+    pub(super) fn take_held(&mut self, now: Now, node: NodeId, held: &[v1::HeldFunction], restarted: bool) {
+        for id in self.functions_of(&node) {
+            let member = self.functions.get_mut(&id).and_then(|function| function.wanted.get_mut(&node));
+            if let Some(member) = member.filter(|_| restarted) {
+                member.failed = false;
+                member.progress = None;
+            }
+        }
+        for held in held {
+            let Ok(id) = FunctionId::try_from(&held.function_id[..]) else { continue };
+            let Some(function) = self.functions.get_mut(&id).filter(|function| function.wanted.contains_key(&node))
+            else {
+                self.send_drop(id, node, self.held_epoch(held.term, held.epoch));
+                continue;
+            };
+            let ahead = held.term == self.term && held.epoch > function.epoch;
+            let (image, image_bytes) = (function.image, function.image_bytes);
+            if let Some(member) = function.wanted.get_mut(&node).filter(|_| held.image_id == image.as_bytes()) {
+                let state = if held.complete { v1::FunctionState::Complete } else { v1::FunctionState::Fetching };
+                let progress = member.progress.get_or_insert_with(|| v1::FunctionProgress {
+                    function_id: held.function_id.clone(),
+                    image_id: held.image_id.clone(),
+                    bytes_total: image_bytes,
+                    ..Default::default()
+                });
+                progress.set_state(state);
+                progress.bytes_present = held.bytes_present;
+            }
+            if ahead {
+                function.epoch = held.epoch.saturating_add(1);
+                self.resend_assigns(now, id);
+            }
+        }
+    }
+
+    fn heartbeat(&mut self, now: Now, node: NodeId, heartbeat: v1::Heartbeat) {
+        let transferring = heartbeat.functions.iter().any(|progress| progress.state() == v1::FunctionState::Fetching);
+        if let Some(node) = self.nodes.get_mut(&node) {
+            node.transferring = transferring;
+        }
+        for progress in heartbeat.functions {
+            self.progressed(now, node, progress);
+        }
+    }
+
+    fn progressed(&mut self, now: Now, node: NodeId, progress: v1::FunctionProgress) {
+        let Ok(id) = FunctionId::try_from(&progress.function_id[..]) else { return };
+        let function = self.functions.get_mut(&id);
+        let Some(function) = function.filter(|function| function.wanted.contains_key(&node)) else {
+            let epoch = self.held_epoch(progress.term, progress.epoch);
+            return self.send_drop(id, node, epoch);
+        };
+        let image = function.image;
+        let Some(member) = function.wanted.get_mut(&node) else { return };
+        if progress.image_id != image.as_bytes() || (progress.term, progress.epoch) < member.joined {
+            return;
+        }
+        let (state, failed) = (progress.state(), member.failed);
+        member.progress = Some(progress);
+        member.failed = match state {
+            v1::FunctionState::Failed => true,
+            v1::FunctionState::Complete => false,
+            _ => failed,
+        };
+        if member.failed != failed {
+            self.align_trees(now, id, &[node]);
+        }
+        self.touch_watches(id, node);
+    }
+
+    /// A neighbour's report condemns the edge, which the child has left already; the node only if our own probe fails too.
+    fn edge_failed(&mut self, now: Now, node: NodeId, failed: &v1::EdgeFailed) {
+        let upstream = NodeId::try_from(&failed.upstream[..]);
+        let from = upstream.as_ref().map_or_else(|_| "the origin".into(), |upstream| self.name_of(upstream));
+        let to = self.name_of(&node);
+        self.note(format!("edge from {from} to {to}, stripe {}, failed: {}", failed.stripe, failed.reason));
+        if let Ok(upstream) = upstream {
+            if self.nodes.get(&upstream).is_some_and(|node| !node.is_dead()) {
+                self.probe(now, upstream);
+            }
+        }
+    }
+
+    /// A node that cannot hold the image cannot forward it either: out of the trees, still wanted, shown as failed.
+    fn image_failed(&mut self, now: Now, node: NodeId, failed: v1::ImageFailed) {
+        let Ok(id) = FunctionId::try_from(&failed.function_id[..]) else { return };
+        let Some(function) = self.functions.get_mut(&id) else { return };
+        if ImageId::try_from(&failed.image_id[..]) != Ok(function.image) || !function.wanted.contains_key(&node) {
+            return;
+        }
+        let text = format!("the image of {}/{} failed: {}", function.tenant, function.name, failed.reason);
+        let mut progress = function.progress(&node);
+        progress.set_state(v1::FunctionState::Failed);
+        progress.error = failed.reason;
+        if let Some(member) = function.wanted.get_mut(&node) {
+            member.progress = Some(progress);
+            member.failed = true;
+        }
+        self.note(format!("node {}: {text}", self.name_of(&node)));
+        self.align_trees(now, id, &[node]);
+        self.touch_watches(id, node);
+    }
+
+    fn join_requested(&mut self, now: Now, session: SessionId, node: NodeId, join: v1::JoinRequested) {
+        let joined = function_name(&join.tenant, &join.function)
+            .and_then(|(tenant, function)| self.find_function(&tenant, &function))
+            .and_then(|id| self.check_room(id, node).map(|()| id));
+        match joined {
+            Ok(id) => {
+                self.want(now, id, &[node]);
+                self.send_assign(now, id, node, true);
+            }
+            Err(refusal) => {
+                let refused = v1::JoinRefused { tenant: join.tenant, function: join.function, reason: refusal.message };
+                self.emit(Output::Send { session, command: v1::command::Command::JoinRefused(refused) });
+            }
+        }
+    }
+
+    /// The epoch that a command must exceed to reach an agent that holds (term, epoch).
+    fn held_epoch(&self, term: u64, epoch: u64) -> u64 {
+        if term >= self.term { epoch } else { 0 }
+    }
+}

@@ -1,0 +1,238 @@
+//! What clients ask for.
+
+use std::collections::{BTreeSet, HashMap};
+
+use faasnet_api::{FunctionId, NodeId, v1};
+use faasnet_tree::{FunctionTrees, Policy};
+
+use super::State;
+use super::function::Function;
+use super::io::{Answer, Ask, NewFunction, Now, Output, Refusal, RequestId};
+use super::names::function_name;
+use super::records::Key;
+
+/// How many names an error message lists.
+const NAMES_LISTED: usize = 20;
+
+impl State {
+    pub(super) fn asked(&mut self, now: Now, request: RequestId, ask: Ask) {
+        let answer = match ask {
+            Ask::Create(new) => self.create(*new).map(Answer::Created),
+            Ask::Remove(remove) => self.remove(now, &remove).map(|()| Answer::Removed),
+            Ask::ListFunctions => Ok(Answer::Functions(self.functions.values().map(Function::info).collect())),
+            Ask::Provision(provision) => match self.provision(now, request, &provision) {
+                // Answered by progress.
+                Ok(()) => return,
+                Err(refusal) => Err(refusal),
+            },
+            Ask::Release(release) => self.release(now, &release).map(Answer::Released),
+            Ask::GetTree(get) => self.tree(&get).map(Answer::Tree),
+            Ask::ListNodes => Ok(Answer::Nodes(v1::ListNodesReply {
+                nodes: self.nodes.values().map(|node| node.info(now.ms)).collect(),
+                term: self.term,
+            })),
+        };
+        self.emit(Output::Answer { request, answer });
+    }
+
+    pub(super) fn find_function(&self, tenant: &str, name: &str) -> Result<FunctionId, Refusal> {
+        let id = FunctionId::new(tenant, name);
+        if self.functions.contains_key(&id) {
+            return Ok(id);
+        }
+        let names = self.functions.values().filter(|function| function.tenant == tenant);
+        let names = listed(names.map(|function| function.name.clone()).collect());
+        Err(Refusal::not_found(format!("tenant {tenant:?} has no function {name:?}; it has: {names}")))
+    }
+
+    /// Whether `node` can take one more function.
+    pub(super) fn check_room(&self, id: FunctionId, node: NodeId) -> Result<(), Refusal> {
+        let Some(known) = self.nodes.get(&node) else { return Ok(()) };
+        let limit = self.settings.functions_per_node;
+        if known.functions.contains(&id) || known.functions.len() < limit as usize {
+            return Ok(());
+        }
+        Err(Refusal::precondition(format!(
+            "node {} holds {limit} functions, which is the limit (functions_per_node); release one of them first",
+            known.name
+        )))
+    }
+
+    fn named(&self, tenant: &str, function: &str) -> Result<FunctionId, Refusal> {
+        let (tenant, function) = function_name(tenant, function)?;
+        self.find_function(&tenant, &function)
+    }
+
+    fn create(&mut self, new: NewFunction) -> Result<v1::FunctionInfo, Refusal> {
+        let id = FunctionId::new(&new.tenant, &new.name);
+        if let Some(function) = self.functions.get(&id) {
+            if function.image == new.descriptor.id() {
+                return Ok(function.info());
+            }
+            return Err(Refusal::already_exists(format!(
+                "function {:?} of tenant {:?} exists with another image ({}, from {}); remove it first or use another name",
+                new.name, new.tenant, function.image, function.reference
+            )));
+        }
+        let (policy, note) = match new.policy {
+            Policy::Twin if !new.descriptor.origin().ranges() => (
+                Policy::Complete,
+                "policy complete instead of twin: the origin answers no range requests, so one root has to read it in order",
+            ),
+            asked => (asked, ""),
+        };
+        let function = Function {
+            id,
+            tenant: new.tenant,
+            name: new.name,
+            reference: new.descriptor.reference().into(),
+            image: new.descriptor.id(),
+            image_bytes: new.descriptor.geometry().image_bytes(),
+            blobs: new.descriptor.entries().len() as u32,
+            descriptor: new.descriptor.encode(),
+            memory_mib: new.memory_mib,
+            note: note.into(),
+            count: None,
+            wanted: Default::default(),
+            trees: FunctionTrees::new(policy),
+            // Agents that missed the end of a function of the same name hold its epochs.
+            epoch: self.retired.remove(&id).unwrap_or(0),
+            donors: vec![None; policy.stripes().into()],
+        };
+        let info = function.info();
+        self.functions.insert(id, function);
+        for key in [Key::Descriptor(id), Key::Function(id), Key::Order(id)] {
+            self.emit(Output::Store(key));
+        }
+        Ok(info)
+    }
+
+    fn remove(&mut self, now: Now, remove: &v1::RemoveFunctionRequest) -> Result<(), Refusal> {
+        let id = self.named(&remove.tenant, &remove.function)?;
+        self.fail_watches(id);
+        if let Some(function) = self.functions.get_mut(&id) {
+            function.count = None;
+            // Emptied first: nobody needs a new plan on the way to none.
+            function.trees = FunctionTrees::new(function.trees.policy());
+            let members: Vec<NodeId> = function.wanted.keys().copied().collect();
+            self.unwant(now, id, &members);
+        }
+        if let Some(function) = self.functions.remove(&id) {
+            self.retired.insert(id, function.epoch);
+        }
+        for key in [Key::Descriptor(id), Key::Function(id), Key::Order(id)] {
+            self.emit(Output::Store(key));
+        }
+        Ok(())
+    }
+
+    fn provision(&mut self, now: Now, request: RequestId, provision: &v1::ProvisionRequest) -> Result<(), Refusal> {
+        let id = self.named(&provision.tenant, &provision.function)?;
+        let by_count = provision.nodes.is_empty();
+        if !by_count {
+            let nodes = self.resolve(&provision.nodes)?;
+            nodes.iter().try_for_each(|node| self.check_room(id, *node))?;
+            let list: Vec<NodeId> = nodes.iter().copied().collect();
+            self.want(now, id, &list);
+            self.watch(request, id, nodes, false);
+            return Ok(());
+        }
+        if provision.count == 0 {
+            return Err(Refusal::invalid(
+                "say on how many nodes (--count) or on which (--nodes) the function shall be",
+            ));
+        }
+        self.place(now, id, provision.count, true)?;
+        let failed = |function: &Function| {
+            let failed = function.wanted.iter().filter(|(_, member)| member.failed);
+            failed.map(|(node, _)| *node).collect::<Vec<_>>()
+        };
+        if let Some(failed) = self.functions.get(&id).map(failed) {
+            self.want(now, id, &failed);
+        }
+        if let Some(function) = self.functions.get_mut(&id) {
+            function.count = Some(provision.count);
+            let nodes = function.wanted.keys().copied().collect();
+            self.emit(Output::Store(Key::Function(id)));
+            self.watch(request, id, nodes, true);
+        }
+        Ok(())
+    }
+
+    fn release(&mut self, now: Now, release: &v1::ReleaseRequest) -> Result<u32, Refusal> {
+        let id = self.named(&release.tenant, &release.function)?;
+        let nodes = match release.nodes.is_empty() {
+            true => {
+                self.functions.get(&id).map(|function| function.wanted.keys().copied().collect()).unwrap_or_default()
+            }
+            false => self.resolve(&release.nodes)?,
+        };
+        let nodes: Vec<NodeId> = nodes.into_iter().collect();
+        if let Some(function) = self.functions.get_mut(&id) {
+            // What is released on purpose is not to be replaced.
+            let released = nodes.iter().filter(|node| function.wanted.contains_key(node)).count() as u32;
+            let left = (function.wanted.len() as u32).saturating_sub(released);
+            function.count =
+                function.count.map(|count| count.saturating_sub(released).min(left)).filter(|count| *count > 0);
+        }
+        Ok(self.unwant(now, id, &nodes))
+    }
+
+    fn tree(&self, get: &v1::GetTreeRequest) -> Result<v1::GetTreeReply, Refusal> {
+        let id = self.named(&get.tenant, &get.function)?;
+        let Some(function) = self.functions.get(&id) else { return Err(Refusal::not_found("the function is gone")) };
+        let edge = |edge: faasnet_tree::Edge<NodeId>| v1::TreeEdge {
+            node_id: edge.node.to_vec(),
+            parent: edge.parent.map(NodeId::to_vec).unwrap_or_default(),
+        };
+        let stripes = 0..function.trees.stripes();
+        Ok(v1::GetTreeReply {
+            function: Some(function.info()),
+            term: self.term,
+            epoch: function.epoch,
+            trees: stripes.map(|stripe| v1::Tree { edges: function.trees.edges(stripe).map(edge).collect() }).collect(),
+            nodes: function.wanted.keys().map(|node| self.node_progress(function, *node)).collect(),
+        })
+    }
+
+    /// The nodes that names or hexadecimal ids mean.
+    fn resolve(&self, names: &[String]) -> Result<BTreeSet<NodeId>, Refusal> {
+        let mut by_name: HashMap<&str, Vec<&super::node::Node>> = HashMap::new();
+        for node in self.nodes.values() {
+            by_name.entry(&node.name).or_default().push(node);
+        }
+        names.iter().map(|name| self.resolve_one(name, by_name.get(name.as_str()).map_or(&[], Vec::as_slice))).collect()
+    }
+
+    fn resolve_one(&self, name: &str, named: &[&super::node::Node]) -> Result<NodeId, Refusal> {
+        if let Some(id) = name.parse().ok().filter(|id| self.nodes.contains_key(id)) {
+            return Ok(id);
+        }
+        // A host whose store was emptied comes back under the same name with a new id: the one that is there is meant.
+        let there: Vec<_> = named.iter().filter(|node| !node.is_dead()).collect();
+        match (named, there.as_slice()) {
+            (_, [node]) => Ok(node.id),
+            ([node], []) => Ok(node.id),
+            ([], _) => {
+                let known = listed(self.nodes.values().map(|node| node.name.clone()).collect());
+                Err(Refusal::not_found(format!("no node is named {name:?}; known nodes: {known}")))
+            }
+            _ => {
+                let ids = listed(named.iter().map(|node| node.id.to_string()).collect());
+                Err(Refusal::invalid(format!("{} nodes are named {name:?}; use one of their ids: {ids}", named.len())))
+            }
+        }
+    }
+}
+
+/// At most [`NAMES_LISTED`] names, sorted.
+fn listed(mut names: Vec<String>) -> String {
+    if names.is_empty() {
+        return "none".into();
+    }
+    names.sort_unstable();
+    let more = names.len().saturating_sub(NAMES_LISTED);
+    names.truncate(NAMES_LISTED);
+    let names = names.join(", ");
+    if more == 0 { names } else { format!("{names} and {more} more") }
+}

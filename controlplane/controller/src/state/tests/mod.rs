@@ -1,0 +1,6 @@
+//! Tests of the state machine against a small world of pretended agents.
+
+mod properties;
+mod scenarios;
+mod trouble;
+mod world;

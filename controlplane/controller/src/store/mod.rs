@@ -1,0 +1,60 @@
+//! Where the controller's state is kept: an interface, so that another store can follow, and its implementation in one file.
+//!
+//! A store moves bytes. What they mean is the state machine's business.
+
+mod redb;
+
+use std::path::PathBuf;
+
+pub use self::redb::RedbStore;
+use crate::state::Key;
+
+/// Keeps records.
+pub trait StateStore: Send + Sync + 'static {
+    /// Every record.
+    fn load(&self) -> Result<Vec<(Key, Vec<u8>)>, StoreError>;
+
+    /// Writes (`Some`) and deletes (`None`) records, all or none; when it returns they survive a crash.
+    fn commit(&self, changes: Vec<(Key, Option<Vec<u8>>)>) -> Result<(), StoreError>;
+}
+
+/// Why the state cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The folder cannot be made or written.
+    #[error(
+        "the state directory {path} cannot be used: {source}; make it writable for this user or choose another with state_dir"
+    )]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Another process has it.
+    #[error("the state in {0} is in use by another controller; stop that one or choose another state_dir")]
+    InUse(PathBuf),
+    /// A file of another program or version.
+    #[error("the state in {path} has schema {found}, this version reads {known}; use the version that wrote it")]
+    Schema {
+        /// Which file.
+        path: PathBuf,
+        /// What the file says.
+        found: u32,
+        /// What this program knows.
+        known: u32,
+    },
+    /// A record's key that this program did not write.
+    #[error("the state has a damaged key in table {0}; restore the file from a copy or delete it")]
+    DamagedKey(&'static str),
+    /// Anything else.
+    #[error("the state in {path} cannot be {verb}: {reason}")]
+    Failed {
+        /// Which file.
+        path: PathBuf,
+        /// What was tried.
+        verb: &'static str,
+        /// Why it failed.
+        reason: String,
+    },
+}

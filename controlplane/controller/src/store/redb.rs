@@ -1,0 +1,205 @@
+//! The state in one redb file, `controller.redb`, in the state directory. One process at a time can have it open.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use faasnet_api::{FunctionId, NodeId};
+use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+
+use super::{StateStore, StoreError};
+use crate::state::Key;
+
+const FILE: &str = "controller.redb";
+/// Rises when the meaning of a record changes.
+const SCHEMA: u32 = 1;
+
+type Table = TableDefinition<'static, &'static [u8], &'static [u8]>;
+
+const META: Table = TableDefinition::new("meta");
+const NODES: Table = TableDefinition::new("nodes");
+const FUNCTIONS: Table = TableDefinition::new("functions");
+const ORDERS: Table = TableDefinition::new("orders");
+const DESCRIPTORS: Table = TableDefinition::new("descriptors");
+
+const SCHEMA_KEY: &[u8] = b"schema";
+const TERM_KEY: &[u8] = b"term";
+
+/// See the module's documentation.
+pub struct RedbStore {
+    path: PathBuf,
+    database: Database,
+}
+
+impl RedbStore {
+    /// Opens the state in `directory`; makes both if they are not there.
+    pub fn open(directory: &Path) -> Result<Self, StoreError> {
+        let unusable = |source| StoreError::Directory { path: directory.into(), source };
+        fs::create_dir_all(directory).map_err(unusable)?;
+        let path = directory.join(FILE);
+        let database = Database::create(&path).map_err(|error| match error {
+            DatabaseError::DatabaseAlreadyOpen => StoreError::InUse(directory.into()),
+            DatabaseError::Storage(redb::StorageError::Io(source)) => unusable(source),
+            other => StoreError::Failed { path: path.clone(), verb: "opened", reason: other.to_string() },
+        })?;
+        let store = Self { path, database };
+        store.check_schema()?;
+        Ok(store)
+    }
+
+    /// Writes the schema number into a new file and compares it in an old one; makes every table, so that reading finds them.
+    fn check_schema(&self) -> Result<(), StoreError> {
+        let found = self
+            .write("opened", |write| {
+                for table in [NODES, FUNCTIONS, ORDERS, DESCRIPTORS] {
+                    write.open_table(table)?;
+                }
+                let mut meta = write.open_table(META)?;
+                let found = meta.get(SCHEMA_KEY)?.map(|value| value.value().to_vec());
+                if found.is_none() {
+                    meta.insert(SCHEMA_KEY, &SCHEMA.to_le_bytes()[..])?;
+                }
+                Ok(found)
+            })?
+            .map_or(SCHEMA, |bytes| bytes.try_into().map_or(0, u32::from_le_bytes));
+        if found != SCHEMA {
+            return Err(StoreError::Schema { path: self.path.clone(), found, known: SCHEMA });
+        }
+        Ok(())
+    }
+
+    fn write<T>(
+        &self,
+        verb: &'static str,
+        change: impl FnOnce(&WriteTransaction) -> Result<T, redb::Error>,
+    ) -> Result<T, StoreError> {
+        let attempt = || {
+            let write = self.database.begin_write()?;
+            let value = change(&write)?;
+            write.commit()?;
+            Ok(value)
+        };
+        attempt().map_err(|error: redb::Error| self.failed(verb, &error))
+    }
+
+    fn read_table(&self, table: Table) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
+        let attempt = || {
+            let mut rows = Vec::new();
+            for row in self.database.begin_read()?.open_table(table)?.iter()? {
+                let (key, value) = row?;
+                rows.push((key.value().to_vec(), value.value().to_vec()));
+            }
+            Ok(rows)
+        };
+        attempt().map_err(|error: redb::Error| self.failed("read", &error))
+    }
+
+    fn failed(&self, verb: &'static str, error: &redb::Error) -> StoreError {
+        StoreError::Failed { path: self.path.clone(), verb, reason: error.to_string() }
+    }
+}
+
+impl StateStore for RedbStore {
+    fn load(&self) -> Result<Vec<(Key, Vec<u8>)>, StoreError> {
+        let function = |key: &[u8], name| FunctionId::try_from(key).map_err(|_| StoreError::DamagedKey(name));
+        let mut records = Vec::new();
+        for (key, value) in self.read_table(META)? {
+            if key == TERM_KEY {
+                records.push((Key::Term, value));
+            }
+        }
+        for (key, value) in self.read_table(NODES)? {
+            let node = NodeId::try_from(&key[..]).map_err(|_| StoreError::DamagedKey("nodes"))?;
+            records.push((Key::Node(node), value));
+        }
+        for (key, value) in self.read_table(FUNCTIONS)? {
+            records.push((Key::Function(function(&key, "functions")?), value));
+        }
+        for (key, value) in self.read_table(ORDERS)? {
+            records.push((Key::Order(function(&key, "orders")?), value));
+        }
+        for (key, value) in self.read_table(DESCRIPTORS)? {
+            records.push((Key::Descriptor(function(&key, "descriptors")?), value));
+        }
+        Ok(records)
+    }
+
+    fn commit(&self, changes: Vec<(Key, Option<Vec<u8>>)>) -> Result<(), StoreError> {
+        self.write("written", |write| {
+            for (key, value) in &changes {
+                let (table, key) = place(key);
+                let mut table = write.open_table(table)?;
+                match value {
+                    Some(value) => table.insert(key, &value[..])?,
+                    None => table.remove(key)?,
+                };
+            }
+            Ok(())
+        })
+    }
+}
+
+fn place(key: &Key) -> (Table, &[u8]) {
+    match key {
+        Key::Term => (META, TERM_KEY),
+        Key::Node(node) => (NODES, node.as_bytes()),
+        Key::Function(function) => (FUNCTIONS, function.as_bytes()),
+        Key::Order(function) => (ORDERS, function.as_bytes()),
+        Key::Descriptor(function) => (DESCRIPTORS, function.as_bytes()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn every_key() -> Vec<Key> {
+        let function = FunctionId([2; 16]);
+        let mut keys = vec![Key::Term, Key::Node(NodeId([1; 16])), Key::Function(function)];
+        keys.extend([Key::Order(function), Key::Descriptor(function)]);
+        keys
+    }
+
+    /// Catches a record that is lost, confused with another, or left behind after its deletion.
+    #[test]
+    fn records_survive_reopening() {
+        let directory = tempfile::tempdir().unwrap();
+        let written: Vec<_> = every_key().into_iter().zip(0u8..).map(|(key, n)| (key, vec![n; 3])).collect();
+        let changes = written.iter().cloned().map(|(key, value)| (key, Some(value))).collect();
+        RedbStore::open(directory.path()).unwrap().commit(changes).unwrap();
+        let store = RedbStore::open(directory.path()).unwrap();
+        assert_eq!(store.load().unwrap(), written);
+        store.commit(every_key().into_iter().map(|key| (key, None)).collect()).unwrap();
+        assert_eq!(store.load().unwrap(), vec![]);
+    }
+
+    /// Catches two controllers that write the same state.
+    #[test]
+    fn a_second_owner_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let _first = RedbStore::open(directory.path()).unwrap();
+        assert!(matches!(RedbStore::open(directory.path()), Err(StoreError::InUse(_))));
+    }
+
+    /// Catches a state of a later version that is read as if it were ours.
+    #[test]
+    fn another_schema_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = RedbStore::open(directory.path()).unwrap();
+        store
+            .write("written", |write| {
+                write.open_table(META)?.insert(SCHEMA_KEY, &99u32.to_le_bytes()[..])?;
+                Ok(())
+            })
+            .unwrap();
+        drop(store);
+        assert!(matches!(RedbStore::open(directory.path()), Err(StoreError::Schema { found: 99, .. })));
+    }
+
+    /// Catches an error that does not say which folder is at fault.
+    #[test]
+    fn an_unusable_directory_is_named() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let error = RedbStore::open(&file.path().join("state")).err().unwrap();
+        assert!(error.to_string().contains(&file.path().display().to_string()), "{error}");
+    }
+}

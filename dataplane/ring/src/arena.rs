@@ -6,10 +6,9 @@
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::ops::{Deref, DerefMut};
-use std::ptr::NonNull;
 use std::rc::Rc;
 
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use memmap2::{MmapOptions, MmapRaw};
 
 use crate::SetupError;
 
@@ -34,9 +33,9 @@ impl Arena {
         if slots == 0 || payload_bytes == 0 || u32::try_from(slots).is_err() || isize::try_from(bytes).is_err() {
             return Err(size_error);
         }
-        let base = map(bytes)?;
+        let map = map(bytes)?;
         let shared = Shared {
-            base,
+            map,
             slot_bytes,
             holders: (0..slots).map(|_| Cell::new(0)).collect(),
             // Reversed, so that the first slots are taken first.
@@ -70,7 +69,7 @@ impl Arena {
 
     /// The whole mapping, to be registered with a ring.
     pub(crate) fn mapping(&self) -> (*mut u8, usize) {
-        (self.shared.base.as_ptr(), self.shared.bytes())
+        (self.shared.map.as_mut_ptr(), self.shared.map.len())
     }
 
     /// Whether `lease` is one of this arena's slots.
@@ -107,7 +106,7 @@ impl DerefMut for LeaseMut {
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: the mapping is owned by `shared`, which this lease keeps alive, and was initialised (zeroed) by the kernel. A
         // `LeaseMut` is the slot's only holder (it cannot be cloned), slots do not overlap, and the slice ends with this borrow.
-        unsafe { std::slice::from_raw_parts_mut(self.lease.start().as_ptr(), self.lease.shared.slot_bytes) }
+        unsafe { std::slice::from_raw_parts_mut(self.lease.start(), self.lease.shared.slot_bytes) }
     }
 }
 
@@ -118,9 +117,9 @@ pub struct Lease {
 }
 
 impl Lease {
-    fn start(&self) -> NonNull<u8> {
-        // SAFETY: `slot` is below the number of slots, so the result stays inside the mapping, whose length fits an isize.
-        unsafe { self.shared.base.add(self.slot as usize * self.shared.slot_bytes) }
+    fn start(&self) -> *mut u8 {
+        // `slot` is below the number of slots, so this stays inside the mapping.
+        self.shared.map.as_mut_ptr().wrapping_add(self.slot as usize * self.shared.slot_bytes)
     }
 
     fn holders(&self) -> &Cell<u32> {
@@ -141,7 +140,7 @@ impl Deref for Lease {
     fn deref(&self) -> &[u8] {
         // SAFETY: as in `LeaseMut::deref_mut`; a `Lease` exists only after `freeze` (or borrowed inside its `LeaseMut`), so nobody
         // writes to the slot while the slice lives.
-        unsafe { std::slice::from_raw_parts(self.start().as_ptr(), self.shared.slot_bytes) }
+        unsafe { std::slice::from_raw_parts(self.start(), self.shared.slot_bytes) }
     }
 }
 
@@ -174,37 +173,17 @@ impl fmt::Debug for LeaseMut {
 }
 
 struct Shared {
-    base: NonNull<u8>,
+    /// Raw, because leases of different slots are written at the same time. Every lease, and so every operation in the kernel, keeps it.
+    map: MmapRaw,
     slot_bytes: usize,
     holders: Box<[Cell<u32>]>,
     free: RefCell<Vec<u32>>,
 }
 
-impl Shared {
-    fn bytes(&self) -> usize {
-        self.slot_bytes * self.holders.len()
-    }
-}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        // SAFETY: the mapping was made by `map` with this length and is unmapped only here; every lease holds an `Rc` of `self`, and an
-        // operation in the kernel holds a lease, so nobody refers to it any more.
-        let unmapped = unsafe { munmap(self.base.as_ptr().cast(), self.bytes()) };
-        debug_assert!(unmapped.is_ok(), "munmap of a whole mapping fails only for wrong arguments");
-    }
-}
-
-/// Anonymous memory with all pages present: fresh pages are dear in virtual machines and would be paid for on the data path.
-fn map(bytes: usize) -> Result<NonNull<u8>, SetupError> {
-    let flags = MapFlags::PRIVATE | MapFlags::POPULATE;
-    // SAFETY: a null address lets the kernel choose, so no existing memory is touched; the result is owned by the caller's `Shared`.
-    let mapped = unsafe { mmap_anonymous(std::ptr::null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, flags) };
-    match mapped.map(|start| NonNull::new(start.cast::<u8>())) {
-        Ok(Some(base)) => Ok(base),
-        Ok(None) => Err(SetupError::ArenaSize { slots: 0, payload_bytes: bytes }),
-        Err(source) => Err(SetupError::Memory { bytes, source: source.into() }),
-    }
+/// Fresh pages are dear in virtual machines: populated once, here.
+fn map(bytes: usize) -> Result<MmapRaw, SetupError> {
+    let mapped = MmapOptions::new().len(bytes).populate().map_anon();
+    mapped.map(MmapRaw::from).map_err(|source| SetupError::Memory { bytes, source })
 }
 
 #[cfg(test)]

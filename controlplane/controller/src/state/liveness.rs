@@ -176,6 +176,7 @@ impl State {
         let Some(node) = self.nodes.get_mut(&id) else { return };
         node.liveness = Liveness::Dead { since_ms: now.ms };
         self.capacity_changed = true;
+        self.emit(Output::Store(Key::Node(id)));
         self.note(format!("node {} is dead", self.name_of(&id)));
         for function in self.functions_of(&id) {
             if let Some(member) = self.functions.get_mut(&function).and_then(|function| function.wanted.get_mut(&id)) {
@@ -192,6 +193,7 @@ impl State {
         node.liveness = Liveness::Live;
         node.must_answer = false;
         self.capacity_changed = true;
+        self.emit(Output::Store(Key::Node(id)));
         self.note(format!("node {} is back", self.name_of(&id)));
         self.rejoin(now, id, false);
     }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::State;
 use super::function::{Function, Member};
 use super::io::Now;
-use super::node::Node;
+use super::node::{Liveness, Node};
 use super::settings::Settings;
 
 /// What a record is about.
@@ -53,6 +53,7 @@ struct NodeRecord {
     incarnation: u64,
     memory_mib: u64,
     version: String,
+    dead: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -64,7 +65,8 @@ struct FunctionRecord {
     policy: String,
     note: String,
     count: Option<u32>,
-    wanted: Vec<NodeId>,
+    /// With the nodes where the image failed marked.
+    wanted: Vec<(NodeId, bool)>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -121,6 +123,7 @@ impl State {
                     incarnation: node.incarnation,
                     memory_mib: node.memory_mib,
                     version: node.version.clone(),
+                    dead: node.is_dead(),
                 })
             }),
             Key::Function(id) => self.functions.get(&id).map(|function| {
@@ -132,7 +135,7 @@ impl State {
                     policy: function.trees.policy().to_string(),
                     note: function.note.clone(),
                     count: function.count,
-                    wanted: function.wanted.keys().copied().collect(),
+                    wanted: function.wanted.iter().map(|(node, member)| (*node, member.failed)).collect(),
                 })
             }),
             Key::Order(id) => self.functions.get(&id).map(|function| {
@@ -159,6 +162,9 @@ fn restore_node(id: NodeId, record: NodeRecord, now_ms: u64) -> Node {
     node.incarnation = record.incarnation;
     node.memory_mib = record.memory_mib;
     node.version = record.version;
+    if record.dead {
+        node.liveness = Liveness::Dead { since_ms: now_ms };
+    }
     node
 }
 
@@ -173,7 +179,8 @@ fn restore_function(
     let order: OrderRecord = decode(Key::Order(id), part(Key::Order(id))?)?;
     let trees = FunctionTrees::from_order(policy, Order { stripes: order.stripes, reds: order.reds })
         .map_err(|error| damaged(Key::Order(id), error.to_string()))?;
-    let wanted: BTreeMap<NodeId, Member> = record.wanted.into_iter().map(|node| (node, Member::default())).collect();
+    let member = |(node, failed)| (node, Member { failed, ..Member::default() });
+    let wanted: BTreeMap<NodeId, Member> = record.wanted.into_iter().map(member).collect();
     if let Some(stranger) = trees.members().iter().find(|node| !wanted.contains_key(node)) {
         return Err(damaged(Key::Order(id), format!("node {stranger} is in the trees but not wanted")));
     }

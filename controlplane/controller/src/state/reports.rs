@@ -5,6 +5,7 @@ use faasnet_api::{FunctionId, ImageId, NodeId, v1};
 use super::State;
 use super::io::{Now, Output, Refusal, SessionId};
 use super::names::function_name;
+use super::records::Key;
 
 impl State {
     pub(super) fn heard(&mut self, now: Now, session: SessionId, event: v1::event::Event) {
@@ -29,8 +30,11 @@ impl State {
         for id in self.functions_of(&node) {
             let member = self.functions.get_mut(&id).and_then(|function| function.wanted.get_mut(&node));
             if let Some(member) = member.filter(|_| restarted) {
-                member.failed = false;
+                let was_failed = std::mem::take(&mut member.failed);
                 member.progress = None;
+                if was_failed {
+                    self.emit(Output::Store(Key::Function(id)));
+                }
             }
         }
         for held in held {
@@ -90,6 +94,7 @@ impl State {
             _ => failed,
         };
         if member.failed != failed {
+            self.emit(Output::Store(Key::Function(id)));
             self.align_trees(now, id, &[node]);
         }
         self.touch_watches(id, node);
@@ -123,6 +128,7 @@ impl State {
             member.progress = Some(progress);
             member.failed = true;
         }
+        self.emit(Output::Store(Key::Function(id)));
         self.note(format!("node {}: {text}", self.name_of(&node)));
         self.align_trees(now, id, &[node]);
         self.touch_watches(id, node);

@@ -4,7 +4,6 @@ use faasnet_api::v1::FunctionState;
 use faasnet_tree::Policy;
 use proptest::prelude::*;
 
-use super::super::*;
 use super::world::World;
 
 const NODES: u32 = 12;

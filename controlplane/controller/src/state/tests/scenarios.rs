@@ -169,7 +169,10 @@ fn epochs_go_on_when_a_name_is_used_again() {
     let watched = world.provision("f", 3, &[]).unwrap();
     world.remove("f");
     assert_eq!(world.answers[&watched].as_ref().unwrap_err().kind, RefusalKind::NotFound);
-    assert!(world.agents[&node(0)].assigned.is_empty() && world.records.len() == 4, "only the nodes and the term are left");
+    assert!(
+        world.agents[&node(0)].assigned.is_empty() && world.records.len() == 4,
+        "only the nodes and the term are left"
+    );
     world.create("f", Policy::Complete).unwrap();
     // The world fails when a version goes back.
     world.provision("f", 0, &[0, 1, 2]).unwrap();

@@ -359,6 +359,9 @@ impl World {
                 assert_eq!(self.records.get(&key).cloned(), self.state.record(key), "{key:?} is not stored");
             }
         }
+        for id in self.state.nodes.keys() {
+            assert_eq!(self.records.get(&Key::Node(*id)).cloned(), self.state.record(Key::Node(*id)));
+        }
         for key in self.records.keys() {
             assert!(self.state.record(*key).is_some(), "{key:?} was not deleted");
         }

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::link::{WorkerEnded, WorkerLink};
 use crate::session::commands::{AssignOrder, Order};
 use crate::session::events;
-use crate::table::{Decision, Table};
+use crate::table::{Decision, Phase, Table, Use};
 use crate::view::{Descriptors, Identity, View};
 use crate::worker::mailbox::{Assignment, Target, WorkerCommand, WorkerEvent};
 
@@ -311,19 +311,15 @@ impl<W: WorkerLink> Control<W> {
                 return self.ask_report();
             }
         };
-        let waiting = self.table.opened(function, image, stored);
-        let Some(row) = self.table.get(function).filter(|row| row.image == image) else { return Ok(()) };
-        let stored = row.stored.clone();
-        if let Some(stored) = &stored {
-            let descriptor = stored.descriptor().clone();
+        let used = self.table.opened(function, image, stored);
+        let known = self.table.get(function).and_then(|row| row.stored.as_ref());
+        if let Some(descriptor) = known.map(|stored| stored.descriptor().clone()) {
             self.descriptors.send_modify(|all| drop(all.insert(function, descriptor)));
         }
-        if let Some(assignment) = waiting {
-            self.send_assignment(assignment)?;
-        }
-        match stored.filter(|_| for_worker) {
-            Some(stored) => self.worker.send(WorkerCommand::OpenImage { function, stored }),
-            None => Ok(()),
+        match used {
+            Use::Assign(assignment) => self.send_assignment(assignment),
+            Use::Open(stored) => self.worker.send(WorkerCommand::OpenImage { function, stored }),
+            Use::Nothing => Ok(()),
         }
     }
 
@@ -342,7 +338,7 @@ impl<W: WorkerLink> Control<W> {
 
     fn fail(&mut self, function: FunctionId, image: ImageId, reason: String) {
         let Some(row) = self.table.get(function).filter(|row| row.image == image) else { return };
-        if matches!(&row.phase, crate::table::Phase::Failed(_)) {
+        if matches!(row.phase, Phase::Failed(_)) {
             return;
         }
         tracing::error!(

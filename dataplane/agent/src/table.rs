@@ -36,6 +36,8 @@ pub(crate) struct Row {
     pub(crate) stored: Option<Arc<StoredImage>>,
     /// The worker's last word about this image.
     pub(crate) report: Option<FunctionReport>,
+    /// Bytes came or went between the last two reports.
+    pub(crate) moved: bool,
 }
 
 /// Where a row stands; see the module's LIFECYCLE.
@@ -62,6 +64,17 @@ pub(crate) enum Decision {
     Wait,
 }
 
+/// What an opened image is for.
+#[derive(Debug)]
+pub(crate) enum Use {
+    /// An assignment waited for it, and is complete now.
+    Assign(Box<Assignment>),
+    /// The worker has its assignment already and lacks only the file.
+    Open(Arc<StoredImage>),
+    /// Nothing: it is not wanted any more, or not held.
+    Nothing,
+}
+
 /// See the module's documentation.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
@@ -79,9 +92,9 @@ impl Row {
         }
     }
 
-    /// Whether something still moves, or is about to.
+    /// Whether something moves, for this node or for its children, or is about to.
     pub(crate) fn is_active(&self) -> bool {
-        matches!(self.state(), ReportState::Waiting | ReportState::Fetching)
+        self.moved || matches!(self.state(), ReportState::Waiting | ReportState::Fetching)
     }
 
     /// Verified bytes on this node's disk.
@@ -118,32 +131,35 @@ impl Table {
         let (stored, report) = old.map(|row| (row.stored, row.report)).unwrap_or_default();
         let image = assignment.image;
         assignment.stored.clone_from(&stored);
-        let row = |phase| Row { tenant, name, image, version, phase, stored: stored.clone(), report };
-        let (phase, decision) = match (was_opening, was_running && (stored.is_some() || !has_descriptor)) {
-            (true, _) => (Phase::Opening(Box::new(assignment)), Decision::Wait),
-            (false, true) => (Phase::Running, Decision::Send(Box::new(assignment))),
-            (false, false) => (Phase::Opening(Box::new(assignment)), Decision::Open),
+        // What the store is at may be a look-up that finds nothing; a descriptor in hand is always worth an opening.
+        let (phase, decision) = if was_running && (stored.is_some() || !has_descriptor) {
+            (Phase::Running, Decision::Send(Box::new(assignment)))
+        } else if was_opening && !has_descriptor {
+            (Phase::Opening(Box::new(assignment)), Decision::Wait)
+        } else {
+            (Phase::Opening(Box::new(assignment)), Decision::Open)
         };
-        self.rows.insert(function, row(phase));
+        self.rows.insert(function, Row { tenant, name, image, version, phase, stored, report, moved: false });
         decision
     }
 
-    /// The store has opened `image` (or does not know it: `None`). Answers the assignment that waited for it, completed; `None` when
-    /// nobody waits for this image any more.
-    pub(crate) fn opened(
-        &mut self,
-        function: FunctionId,
-        image: ImageId,
-        stored: Option<Arc<StoredImage>>,
-    ) -> Option<Box<Assignment>> {
-        let row = self.rows.get_mut(&function).filter(|row| row.image == image)?;
-        let Phase::Opening(assignment) = std::mem::replace(&mut row.phase, Phase::Running) else {
-            // It waited for nothing: a descriptor came by the tree at the same time. The image is the same.
-            row.stored = row.stored.take().or(stored);
-            return None;
-        };
-        row.stored = row.stored.take().or(stored);
-        Some(Box::new(Assignment { stored: row.stored.clone(), ..*assignment }))
+    /// The store has opened `image`, or does not know it (`None`).
+    pub(crate) fn opened(&mut self, function: FunctionId, image: ImageId, stored: Option<Arc<StoredImage>>) -> Use {
+        let Some(row) = self.rows.get_mut(&function).filter(|row| row.image == image) else { return Use::Nothing };
+        match &mut row.phase {
+            // A failure is the controller's to answer; the next assignment starts over.
+            Phase::Failed(_) => Use::Nothing,
+            Phase::Running => {
+                row.stored = row.stored.take().or(stored);
+                row.stored.clone().map_or(Use::Nothing, Use::Open)
+            }
+            Phase::Opening(assignment) => {
+                row.stored = row.stored.take().or(stored);
+                let assignment = Assignment { stored: row.stored.clone(), ..(**assignment).clone() };
+                row.phase = Phase::Running;
+                Use::Assign(Box::new(assignment))
+            }
+        }
     }
 
     /// The image cannot be held; false when nobody wants it any more.
@@ -171,9 +187,16 @@ impl Table {
     /// Takes in what the worker reports; rows that it does not mention keep their last report.
     pub(crate) fn report(&mut self, reports: Vec<FunctionReport>) {
         for report in reports {
-            if let Some(row) = self.rows.get_mut(&report.function).filter(|row| row.image == report.image) {
-                row.report = Some(report);
+            let Some(row) = self.rows.get_mut(&report.function).filter(|row| row.image == report.image) else {
+                continue;
+            };
+            let version = Version { term: report.term, epoch: report.epoch };
+            if matches!(report.state, ReportState::Failed(_)) && version < row.version {
+                // The failure that the newer assignment is to mend.
+                continue;
             }
+            row.moved = row.report.as_ref().is_some_and(|last| bytes_moved(last) != bytes_moved(&report));
+            row.report = Some(report);
         }
     }
 
@@ -195,5 +218,123 @@ impl Table {
     fn held_version(&self, function: FunctionId) -> Option<Version> {
         let dropped = || self.tombstones.iter().find(|(dropped, _)| *dropped == function).map(|(_, version)| *version);
         self.rows.get(&function).map(|row| row.version).or_else(dropped)
+    }
+}
+
+fn bytes_moved(report: &FunctionReport) -> u64 {
+    report.bytes_received + report.bytes_live + report.bytes_from_store
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_support::{layout, report, secret};
+    use crate::worker::mailbox::{StripePlan, Target};
+    use faasnet_api::{NodeId, Ticket};
+
+    const IMAGE: ImageId = ImageId([1; 32]);
+
+    fn function() -> FunctionId {
+        FunctionId::new("acme", "resize")
+    }
+
+    fn assignment(epoch: u64, image: ImageId) -> Assignment {
+        let plan = StripePlan { upstream: Target::Origin, fallbacks: vec![], children: vec![] };
+        let ticket = Ticket::issue(&secret(), NodeId([7; 16]), function(), image, 0);
+        Assignment { function: function(), image, term: 1, epoch, ticket, stripes: vec![plan], stored: None }
+    }
+
+    fn assign(table: &mut Table, epoch: u64, image: ImageId, has_descriptor: bool) -> Decision {
+        table.assign("acme".into(), "resize".into(), assignment(epoch, image), has_descriptor)
+    }
+
+    /// Catches an older plan that wins because the store took its time, and a plan that is sent twice.
+    #[test]
+    fn the_newest_plan_is_used_when_the_image_is_open() {
+        let mut table = Table::default();
+        assert!(matches!(assign(&mut table, 1, IMAGE, false), Decision::Open));
+        assert!(matches!(assign(&mut table, 3, IMAGE, false), Decision::Wait));
+        assert!(matches!(assign(&mut table, 2, IMAGE, false), Decision::Ignore));
+        let Use::Assign(assignment) = table.opened(function(), IMAGE, None) else { panic!() };
+        assert_eq!(assignment.epoch, 3);
+        assert!(matches!(table.opened(function(), IMAGE, None), Use::Nothing));
+        assert!(matches!(assign(&mut table, 4, IMAGE, false), Decision::Send(_)));
+    }
+
+    /// Catches a node that becomes root while the store looks for its image in vain, and whose descriptor gets lost.
+    #[test]
+    fn a_descriptor_is_never_passed_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let (_, descriptor) = layout(&folder.path().join("layout"), &[1000]);
+        let store = faasnet_store::Store::open(&folder.path().join("store"), None).unwrap();
+        let image = descriptor.id();
+        let mut table = Table::default();
+        assert!(matches!(assign(&mut table, 1, image, false), Decision::Open));
+        assert!(matches!(assign(&mut table, 2, image, true), Decision::Open));
+        let Use::Assign(assignment) = table.opened(function(), image, None) else { panic!() };
+        assert!(assignment.stored.is_none() && assignment.epoch == 2);
+        let stored = store.open_image("acme", descriptor).unwrap();
+        assert!(matches!(table.opened(function(), image, Some(stored)), Use::Open(_)));
+        let Decision::Send(assignment) = assign(&mut table, 3, image, true) else { panic!() };
+        assert!(assignment.stored.is_some());
+    }
+
+    /// Catches the file of one image that ends up in the assignment of another, when a function is updated.
+    #[test]
+    fn an_update_does_not_take_the_old_image() {
+        let mut table = Table::default();
+        assign(&mut table, 1, IMAGE, false);
+        let new = ImageId([2; 32]);
+        assert!(matches!(assign(&mut table, 2, new, false), Decision::Open));
+        assert!(matches!(table.opened(function(), IMAGE, None), Use::Nothing));
+        assert!(!table.failed(function(), IMAGE, "of the old image".into()));
+        let Use::Assign(assignment) = table.opened(function(), new, None) else { panic!() };
+        assert_eq!((assignment.image, assignment.epoch), (new, 2));
+    }
+
+    /// Catches a failure that sticks to the next attempt, or that a late answer of the store wipes out.
+    #[test]
+    fn a_newer_assignment_starts_over_after_a_failure() {
+        let mut table = Table::default();
+        assign(&mut table, 1, IMAGE, true);
+        assert!(table.failed(function(), IMAGE, "disk full".into()));
+        assert!(matches!(table.opened(function(), IMAGE, None), Use::Nothing));
+        assert_eq!(table.get(function()).unwrap().state(), ReportState::Failed("disk full".into()));
+        assert!(matches!(assign(&mut table, 2, IMAGE, true), Decision::Open));
+        let failed = ReportState::Failed("disk full".into());
+        table.report(vec![report(function(), IMAGE, 1, failed)]);
+        assert_eq!(table.get(function()).unwrap().state(), ReportState::Waiting);
+    }
+
+    /// Catches a node that stops beating fast while its children still take from it.
+    #[test]
+    fn serving_children_counts_as_activity() {
+        let mut table = Table::default();
+        assign(&mut table, 1, IMAGE, false);
+        assert!(table.is_active());
+        let complete =
+            |bytes_live| FunctionReport { bytes_live, ..report(function(), IMAGE, 1, ReportState::Complete) };
+        table.report(vec![complete(0)]);
+        assert!(!table.is_active());
+        table.report(vec![complete(9)]);
+        assert!(table.is_active());
+        table.report(vec![complete(9)]);
+        assert!(!table.is_active());
+    }
+
+    /// Catches a dropped function that an overtaken command brings back, and tombstones without end.
+    #[test]
+    fn a_drop_outlives_older_assignments() {
+        let mut table = Table::default();
+        assert!(table.drop_function(function(), Version { term: 1, epoch: 5 }).is_none());
+        assert!(matches!(assign(&mut table, 4, IMAGE, true), Decision::Ignore));
+        assert!(matches!(assign(&mut table, 6, IMAGE, true), Decision::Open));
+        assert!(table.drop_function(function(), Version { term: 1, epoch: 5 }).is_none());
+        assert!(table.get(function()).is_some());
+        assert!(table.drop_function(function(), Version { term: 2, epoch: 0 }).is_some());
+        for n in 0..2 * MAX_TOMBSTONES as u64 {
+            table.drop_function(FunctionId::new("acme", &n.to_string()), Version { term: 2, epoch: n });
+        }
+        assert_eq!(table.tombstones.len(), MAX_TOMBSTONES);
     }
 }

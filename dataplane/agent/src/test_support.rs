@@ -6,9 +6,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use faasnet_api::descriptor::DescriptorParts;
 use faasnet_api::{
-    BLOCK_BYTES, BlockIndex, CHUNK_BYTES, ClusterSecret, Descriptor, Entry, FunctionId, Geometry, NodeId, Origin,
-    Ticket,
+    BLOCK_BYTES, BlockIndex, CHUNK_BYTES, ClusterSecret, Descriptor, Entry, FunctionId, Geometry, ImageId, NodeId,
+    Origin, Ticket,
 };
+
+use crate::worker::mailbox::{FunctionReport, ReportState};
 
 /// The longest that any test waits for anything.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
@@ -83,5 +85,29 @@ pub(crate) async fn eventually<T>(what: &str, mut holds: impl FnMut() -> Option<
         }
         assert!(tokio::time::Instant::now() < deadline, "waited too long until {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// What a worker might report: 11 bytes received, the rest zero.
+pub(crate) fn report(function: FunctionId, image: ImageId, epoch: u64, state: ReportState) -> FunctionReport {
+    FunctionReport {
+        function,
+        image,
+        term: 1,
+        epoch,
+        state,
+        bytes_present: 0,
+        bytes_total: 0,
+        bytes_received: 11,
+        bytes_refetched: 0,
+        bytes_live: 0,
+        bytes_from_store: 0,
+        bytes_copied: 0,
+        mover: "copy",
+        elapsed: Duration::from_millis(5),
+        upstreams: Vec::new(),
+        levels: vec![0],
+        edges_failed: 0,
+        blocks_refused: 0,
     }
 }

@@ -85,11 +85,11 @@ impl ReadPlan {
         let place = self.geometry.place(first).unwrap_or_else(|| unreachable!("pending blocks exist in the image"));
         let blob = self.geometry.entry_blocks(place.entry);
         let candidates = if reach == Reach::Blob { blob } else { first.0..blob.end };
-        let mut span = Span { entry: place.entry, blocks: Vec::new(), bytes: u64::MAX..0 };
+        let mut span = Span { entry: place.entry, blocks: Vec::new(), bytes: place.entry_offset..place.entry_offset };
         for block in candidates.map(BlockIndex) {
             let Some(place) = self.geometry.place(block) else { break };
             let end = place.entry_offset + u64::from(place.len);
-            let start = span.bytes.start.min(place.entry_offset);
+            let start = if span.blocks.is_empty() { place.entry_offset } else { span.bytes.start };
             match (reach, self.pending.contains(block)) {
                 (Reach::Adjacent(limit), true) if end - start > limit => break,
                 (Reach::Adjacent(_), false) => break,

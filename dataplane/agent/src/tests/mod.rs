@@ -9,7 +9,6 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use faasnet_api::v1::agent_session_server::{AgentSession, AgentSessionServer};
 use faasnet_api::v1::event::Event;
@@ -22,7 +21,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::agent::Parts;
 use crate::config::{Config, Secret};
 use crate::link::{WorkerEnded, WorkerLink};
-use crate::test_support::{DEADLINE, secret};
+use crate::test_support::{DEADLINE, report, secret};
 use crate::worker::mailbox::{FunctionReport, ReportState, WorkerCommand, WorkerEvent};
 
 /// Waits for `future`, but not for ever.
@@ -93,26 +92,7 @@ impl Worker {
     }
 
     fn set_report(&self, function: FunctionId, image: ImageId, state: ReportState) {
-        *self.reports.lock().unwrap() = vec![FunctionReport {
-            function,
-            image,
-            term: 1,
-            epoch: 1,
-            state,
-            bytes_present: 0,
-            bytes_total: 0,
-            bytes_received: 11,
-            bytes_refetched: 0,
-            bytes_live: 0,
-            bytes_from_store: 0,
-            bytes_copied: 0,
-            mover: "copy",
-            elapsed: Duration::from_millis(5),
-            upstreams: Vec::new(),
-            levels: vec![0],
-            edges_failed: 0,
-            blocks_refused: 0,
-        }];
+        *self.reports.lock().unwrap() = vec![report(function, image, 1, state)];
     }
 }
 

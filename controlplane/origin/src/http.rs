@@ -125,10 +125,12 @@ fn chain<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (d
     std::iter::successors(Some(error), |&error| error.source())
 }
 
-/// A TLS error hides inside an I/O error, which does not name it as its source.
+/// A TLS error hides inside an I/O error, or several, which do not name it as their source.
 fn is_tls(error: &(dyn StdError + 'static)) -> bool {
-    let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-    error.is::<rustls::Error>() || inner.is_some_and(|inner| inner.is::<rustls::Error>())
+    let inner = |error: &(dyn StdError + 'static)| {
+        error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref).is_some_and(|inner| is_tls(inner))
+    };
+    error.is::<rustls::Error>() || inner(error)
 }
 
 /// The last cause of a chain says what happened; the ones before repeat the URL.

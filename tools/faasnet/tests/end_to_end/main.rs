@@ -1,0 +1,14 @@
+//! The whole program against real processes, sockets and files: what a user runs, and what goes wrong around it.
+//!
+//! One test program, so that the library is linked once. Every test has a cluster, folders and ports of its own.
+
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used)]
+
+mod commands;
+mod common;
+mod debian_registry;
+mod demo;
+mod failures;
+mod images;
+mod origins;

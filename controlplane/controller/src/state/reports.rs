@@ -106,10 +106,9 @@ impl State {
         let from = upstream.as_ref().map_or_else(|_| "the origin".into(), |upstream| self.name_of(upstream));
         let to = self.name_of(&node);
         self.note(format!("edge from {from} to {to}, stripe {}, failed: {}", failed.stripe, failed.reason));
-        if let Ok(upstream) = upstream {
-            if self.nodes.get(&upstream).is_some_and(|node| !node.is_dead()) {
-                self.probe(now, upstream);
-            }
+        let known = upstream.ok().filter(|upstream| self.nodes.get(upstream).is_some_and(|node| !node.is_dead()));
+        if let Some(upstream) = known {
+            self.probe(now, upstream);
         }
     }
 

@@ -13,6 +13,8 @@ const FILE: &str = "controller.redb";
 /// Rises when the meaning of a record changes.
 const SCHEMA: u32 = 1;
 
+/// Keys and values as they lie in a table.
+type Rows = Vec<(Vec<u8>, Vec<u8>)>;
 type Table = TableDefinition<'static, &'static [u8], &'static [u8]>;
 
 const META: Table = TableDefinition::new("meta");
@@ -81,7 +83,7 @@ impl RedbStore {
         attempt().map_err(|error: redb::Error| self.failed(verb, &error))
     }
 
-    fn read_table(&self, table: Table) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
+    fn read_table(&self, table: Table) -> Result<Rows, StoreError> {
         let attempt = || {
             let mut rows = Vec::new();
             for row in self.database.begin_read()?.open_table(table)?.iter()? {

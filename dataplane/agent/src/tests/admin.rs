@@ -11,7 +11,7 @@ use super::*;
 use crate::test_support::{block_of, digest, eventually, layout};
 
 /// Status and body of a request, and its head.
-async fn request(admin: SocketAddr, method: &str, path: &str) -> (u16, Vec<u8>, String) {
+pub(super) async fn request(admin: SocketAddr, method: &str, path: &str) -> (u16, Vec<u8>, String) {
     let mut stream = TcpStream::connect(admin).await.unwrap();
     let head = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
     stream.write_all(head.as_bytes()).await.unwrap();
@@ -36,7 +36,7 @@ fn fill(stored: &StoredImage, blobs: &[Vec<u8>]) {
     }
 }
 
-const RESIZE: &str = "/v1/functions/acme/resize";
+pub(super) const RESIZE: &str = "/v1/functions/acme/resize";
 
 /// Catches files that are given out early, not at all, or with other bytes.
 #[tokio::test(flavor = "multi_thread")]

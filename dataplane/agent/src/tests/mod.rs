@@ -3,6 +3,7 @@
 mod admin;
 mod faults;
 mod session;
+mod whole;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use faasnet_api::{BlockIndex, NodeId};
 use faasnet_relay::downstream::ChildId;
@@ -32,9 +33,26 @@ pub(super) struct Child {
     pub(super) loading: Option<BlockIndex>,
     /// `Path` to be sent when the queue is empty; only the latest counts.
     pub(super) new_path: Option<Vec<u8>>,
+    /// Blocks are passed to it as they arrive. A child that falls behind is detached, served from the store at its own pace, and
+    /// attached again when it has caught up.
+    pub(super) attached: bool,
+    patience: Patience,
     last_said: Now,
     said_bytes: u64,
 }
+
+/// How long the upstream may be held back so that a child which is attached can make room. A child that hiccups stays attached; one
+/// that is slower than the stream uses its budget up once and is detached, so it costs its siblings [`HOLD_BUDGET`] and then 1 %.
+struct Patience {
+    budget: Duration,
+    /// Since when the stream is held for this child.
+    holding: Option<Now>,
+    refilled: Now,
+}
+
+const HOLD_BUDGET: Duration = Duration::from_millis(50);
+/// A hundredth of the time goes back into the budget.
+const REFILL_DIVISOR: u32 = 100;
 
 /// The longest bitmap: one bit for each of the most blocks that an image may have.
 const MAX_WANT_BYTES: usize = (faasnet_api::geometry::MAX_BLOCKS / 8) as usize;
@@ -54,6 +72,8 @@ impl Child {
             stopping: false,
             loading: None,
             new_path: None,
+            attached: false,
+            patience: Patience { budget: HOLD_BUDGET, holding: None, refilled: Now::ZERO },
             last_said: Now::ZERO,
             said_bytes: 0,
         }
@@ -92,9 +112,27 @@ impl Child {
 
     /// Whether a block that arrives now may go to this child at once.
     pub(super) fn is_ready_for_live(&self, mover: Mover, in_socket: bool, frame_bytes: usize) -> bool {
-        if !self.wanted || self.stopping {
+        self.attached && self.has_room(mover, in_socket, frame_bytes)
+    }
+
+    /// Whether the stream should wait a moment for this child to make room for a frame; detaches it when it has waited enough.
+    pub(super) fn holds_stream(&mut self, mover: Mover, frame_bytes: usize, now: Now) -> bool {
+        if !self.attached {
             return false;
         }
+        let refill = now.saturating_sub(self.patience.refilled) / REFILL_DIVISOR;
+        (self.patience.budget, self.patience.refilled) = ((self.patience.budget + refill).min(HOLD_BUDGET), now);
+        let held = self.patience.holding.take().map_or(Duration::ZERO, |since| now.saturating_sub(since));
+        self.patience.budget = self.patience.budget.saturating_sub(held);
+        if self.has_room(mover, true, frame_bytes) {
+            return false;
+        }
+        self.attached = !self.patience.budget.is_zero();
+        self.patience.holding = self.attached.then_some(now);
+        self.attached
+    }
+
+    fn has_room(&self, mover: Mover, in_socket: bool, frame_bytes: usize) -> bool {
         if mover == Mover::Splice && in_socket && self.outbox.pipe_has_room(frame_bytes) {
             return true;
         }
@@ -103,7 +141,7 @@ impl Child {
 
     /// Whether blocks can be left in the upstream's socket for it.
     pub(super) fn can_be_piped_to(&self) -> bool {
-        self.wanted && !self.stopping && self.pipe().is_some()
+        self.attached && self.pipe().is_some()
     }
 
     /// The pipe to tee into; none when this child is served from buffers.

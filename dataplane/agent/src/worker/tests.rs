@@ -7,7 +7,9 @@ use std::time::Instant;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use faasnet_api::descriptor::DescriptorParts;
-use faasnet_api::{BLOCK_BYTES, BlockIndex, CHUNK_BYTES, Descriptor, Entry, FunctionId, Geometry, ImageId, Origin, Stripe, Ticket};
+use faasnet_api::{
+    BLOCK_BYTES, BlockIndex, CHUNK_BYTES, Descriptor, Entry, FunctionId, Geometry, ImageId, Origin, Stripe, Ticket,
+};
 use faasnet_relay::blocks::BlockSet;
 use faasnet_relay::plan::{StripePlan, Target};
 use faasnet_relay::wire::{self, Frame, Hello, Kind, Refusal};
@@ -254,7 +256,8 @@ async fn tree_of_four(engine: Engine) {
         assert_eq!(report.upstreams, [(Stripe(0), inner.target(), image.geometry().image_bytes())]);
     }
     let sent = root.until("sent", |report| report.bytes_from_store == report.bytes_total).await;
-    let passed = inner.until("sent", |report| report.bytes_live + report.bytes_from_store == 2 * passed.bytes_total).await;
+    let passed =
+        inner.until("sent", |report| report.bytes_live + report.bytes_from_store == 2 * passed.bytes_total).await;
     match engine {
         Engine::Copy => assert_eq!(passed.bytes_copied, 2 * passed.bytes_total),
         _ => assert_eq!((passed.mover, passed.bytes_copied, sent.bytes_copied), ("splice", 0, 0)),
@@ -305,7 +308,8 @@ async fn a_flipped_bit_is_refused_before_it_is_forwarded() {
     node.assign(&image, 1, &[(liar, &[good.target()], &[child.id()])]);
     child.assign(&image, 1, &[(node.target(), &[], &[])]);
     let lie = std::thread::spawn({
-        let (encoded, good_frame, mut bad_frame) = (image.descriptor.encode(), image.frame(BlockIndex(0)), image.frame(BlockIndex(1)));
+        let (encoded, good_frame, mut bad_frame) =
+            (image.descriptor.encode(), image.frame(BlockIndex(0)), image.frame(BlockIndex(1)));
         bad_frame[5000] ^= 1;
         move || {
             let (mut parent, hello) = Stranger::accept(&listener);
@@ -366,7 +370,11 @@ async fn nonsense_from_a_child_is_cut_off_and_a_bad_ticket_is_refused() {
             version[wire::HEADER_BYTES + 4..wire::HEADER_BYTES + 8].copy_from_slice(&[9, 0, 9, 0]);
             let mut absurd = good.clone();
             absurd[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
-            for (bad, says) in [(version, "protocol versions 9 to 9"), (absurd, "cannot have"), (vec![0xff; 600], "unknown frame kind")] {
+            for (bad, says) in [
+                (version, "protocol versions 9 to 9"),
+                (absurd, "cannot have"),
+                (vec![0xff; 600], "unknown frame kind"),
+            ] {
                 let mut child = Stranger::connect(address);
                 child.write(&bad);
                 let (frame, text) = child.read_news();
@@ -422,10 +430,10 @@ async fn after_a_cut_only_missing_blocks_are_asked_for() {
     death.join().unwrap();
     assert_eq!(report.bytes_refetched, 0);
     assert_eq!(report.bytes_received, image.geometry().image_bytes());
-    assert_eq!(report.upstreams.iter().map(|(_, target, bytes)| (*target, *bytes)).collect::<Vec<_>>(), [
-        (dying, 3 * u64::from(BLOCK_BYTES)),
-        (good.target(), 9 * u64::from(BLOCK_BYTES)),
-    ]);
+    assert_eq!(
+        report.upstreams.iter().map(|(_, target, bytes)| (*target, *bytes)).collect::<Vec<_>>(),
+        [(dying, 3 * u64::from(BLOCK_BYTES)), (good.target(), 9 * u64::from(BLOCK_BYTES)),]
+    );
 }
 
 /// Catches a parent that is served although it says nothing: a stopped process keeps its connections.

@@ -129,9 +129,11 @@ impl Stripe {
         {
             tracing::debug!(child = %self.children[index].node, stripe = self.id.0, reason, "child left");
             self.remove_child(index, io);
-            return;
+        } else {
+            self.serve(index, shared, io);
         }
-        self.serve(index, shared, io);
+        // The stream may have been held for this child.
+        self.resume_starved(shared, io);
     }
 
     /// A block is on disk: whoever is owed it can have it from the store.

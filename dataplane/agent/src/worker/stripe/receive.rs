@@ -6,6 +6,7 @@ use std::sync::Arc;
 use faasnet_api::BlockIndex;
 use faasnet_relay::plan::Target;
 use faasnet_relay::stripe::StripeRelay;
+use faasnet_relay::upstream::Now;
 use faasnet_relay::wire::{self, Frame, Kind, Refusal, WaitingFor};
 use faasnet_ring::HEADROOM_BYTES;
 use faasnet_store::StoredImage;
@@ -18,6 +19,9 @@ use super::super::io::{ConnId, Direction, DiskOp, Io};
 use super::super::link::Link;
 use super::super::mailbox::WorkerEvent;
 use super::{LinkEnd, Stripe, TURN};
+
+/// The largest block frame.
+const MAX_FRAME_BYTES: usize = faasnet_api::MAX_BLOCK_BYTES as usize + wire::HEADER_BYTES;
 
 impl Stripe {
     pub(super) fn pump_by_id(&mut self, id: ConnId, shared: &mut Shared, io: &mut Io) {
@@ -44,6 +48,10 @@ impl Stripe {
         for _ in 0..TURN {
             let Some(index) = self.links.iter().position(|link| link.id == id) else { return Ok(()) };
             let now = io.now();
+            if self.must_hold(now, io) {
+                self.links[index].starved = true;
+                return Ok(());
+            }
             let Link { fd, inbox, wanted, starved, .. } = &mut self.links[index];
             let judge = LinkJudge { core: &self.core, children: &self.children, wanted: *wanted };
             *starved = false;
@@ -62,6 +70,17 @@ impl Stripe {
             io.arm(id, link.fd(), Direction::Read);
         }
         Ok(())
+    }
+
+    /// Whether an attached child is to be given a moment to make room for the next block.
+    fn must_hold(&mut self, now: Now, io: &Io) -> bool {
+        let mover = io.mover;
+        // All of them are asked: each counts its own waiting.
+        self.children
+            .iter_mut()
+            .filter_map(|child| child.holds_stream(mover, MAX_FRAME_BYTES, now).then_some(()))
+            .count()
+            > 0
     }
 
     fn control(

@@ -40,7 +40,11 @@ impl Stripe {
             return false;
         }
         let id = child.child_id();
-        let Some(block) = self.core.next_from_store(id) else { return false };
+        let Some(block) = self.core.next_from_store(id) else {
+            // Caught up: from here on blocks are passed on as they arrive.
+            child.attached = true;
+            return false;
+        };
         let Some(frame) = self.core.frame_of(block) else { return false };
         if io.mover == Mover::Splice && append_stored(child, stored, block, frame.header()) {
             shared.counters.bytes_from_store += u64::from(frame.len);
@@ -98,7 +102,7 @@ impl Stripe {
                     self.core.demanded(id, &frame);
                 }
                 Kind::Stop => {
-                    child.stopping = true;
+                    (child.stopping, child.attached) = (true, false);
                     let id = child.child_id();
                     self.core.downstream.set_owed(id, Default::default());
                 }

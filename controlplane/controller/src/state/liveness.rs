@@ -12,6 +12,9 @@ use super::io::{Now, Output, ProbeAnswer, ProbeId, Refusal, SessionId};
 use super::node::{Liveness, Node};
 use super::records::Key;
 
+/// The pause between probes of a node whose stream ended: a dying process closes its sockets one after another, so the first probe may
+/// still find the data port open.
+const DETACHED_PROBE_MS: u64 = 100;
 /// A pause between two ticks that says that this process stood still, not the nodes.
 const STALL_MS: u64 = 1_000;
 
@@ -165,8 +168,9 @@ impl State {
     }
 
     fn probe_after_pause(&mut self, now: Now, id: NodeId) {
-        let pause = u64::from(self.settings.heartbeat_ms);
-        if self.nodes.get(&id).is_some_and(|node| now.ms >= node.probed_ms + pause) {
+        let Some(node) = self.nodes.get(&id) else { return };
+        let pause = if node.session.is_some() { self.settings.heartbeat_ms.into() } else { DETACHED_PROBE_MS };
+        if now.ms >= node.probed_ms + pause {
             self.probe(now, id);
         }
     }

@@ -49,6 +49,19 @@ fn a_cut_stream_makes_suspect_not_dead() {
     world.check();
 }
 
+/// Catches a death that is noticed late because the stream ended a moment before the data port was closed.
+#[test]
+fn a_process_that_dies_slowly_is_dead_soon() {
+    let mut world = World::with(3, Policy::Twin);
+    world.provision("f", 3, &[]).unwrap();
+    world.cut(1);
+    assert_eq!(world.live_state(1), "suspect");
+    world.agents.get_mut(&node(1)).unwrap().listening = false;
+    world.pass(200, &[]);
+    assert_eq!((world.live_state(1).as_str(), world.members("f").len()), ("dead", 2));
+    world.check();
+}
+
 /// Catches a stopped process, which still accepts connections, that stays in the trees.
 #[test]
 fn silence_makes_suspect_then_dead_and_a_word_revives() {

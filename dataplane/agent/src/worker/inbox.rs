@@ -4,7 +4,8 @@
 //! stay in the socket to be teed. When nobody would take it live, or the receive buffer cannot hold a whole frame, or the mover is
 //! `copy`, the block is read into the buffer, which consumes it.
 //!
-//! SO_RCVLOWAT always equals what the next step still needs, so that a poll fires once per frame and not per segment.
+//! Peeking does not make the kernel grow the receive buffer, and a window of hardly one frame makes a poll fire early; so the buffer is
+//! grown once, by asking for more than is ever awaited. SO_RCVLOWAT then always equals what the next step still needs, so that a poll fires once per frame and not per segment.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
@@ -77,19 +78,32 @@ pub(super) trait Judge {
 pub(super) struct Inbox {
     state: State,
     lowat: usize,
-    /// The mover reads, or the receive buffer turned out too small for a whole frame.
-    cannot_peek: bool,
+    /// The mover leaves blocks in the socket.
+    peeks: bool,
+    /// The present frame is read all the same: the socket cannot hold the whole of it.
+    read_this: bool,
 }
 
-/// A frame that does not grow for this long in a socket cannot become whole there.
-const STUCK: Duration = Duration::from_millis(40);
+/// A frame that does not grow for this long in a socket is read instead: its sender pauses, or memory is short.
+const STUCK: Duration = Duration::from_millis(100);
+/// Room for four frames; the kernel grants at most half of the tcp_rmem maximum.
+const WINDOW_BYTES: usize = 1 << 20;
 /// While reading into a buffer, wake up for this much at least.
 const READ_LOWAT: usize = 32 << 10;
 
 impl Inbox {
     /// `peeks`: whether the mover leaves blocks in the socket.
     pub(super) fn new(peeks: bool) -> Self {
-        Self { state: HEADER, lowat: 1, cannot_peek: !peeks }
+        Self { state: HEADER, lowat: 1, peeks, read_this: false }
+    }
+
+    /// Makes the socket ready for peeking; once, when it is connected.
+    pub(super) fn prepare(&mut self, fd: BorrowedFd<'_>) -> std::io::Result<()> {
+        if self.peeks {
+            socket::set_rcvlowat(fd, WINDOW_BYTES)?;
+        }
+        self.lowat = 1;
+        socket::set_rcvlowat(fd, 1)
     }
 
     /// Goes on receiving. `fired` tells that the socket was just reported readable.
@@ -122,7 +136,7 @@ impl Inbox {
 
     fn header(&mut self, fd: BorrowedFd<'_>, arena: &Arena, now: Now, judge: &impl Judge) -> Option<Step> {
         let State::Header { bytes, filled } = &mut self.state else { return None };
-        if *filled == 0 && !self.cannot_peek {
+        if *filled == 0 && self.peeks {
             match socket::peek(fd, bytes) {
                 Outcome::Moved(HEADER_BYTES) => {}
                 // A part of a header: consumed at once, so that a connection that ends here cannot be polled readable for ever.
@@ -138,7 +152,7 @@ impl Inbox {
                     Ok(block) => block,
                     Err(error) => return Some(Step::Ended(error)),
                 };
-                if judge.wants_peek(block) {
+                if !self.read_this && judge.wants_peek(block) {
                     self.state = State::Peek { frame, block, seen: 0, since: now };
                     return None;
                 }
@@ -208,9 +222,9 @@ impl Inbox {
             if queued != *seen {
                 (*seen, *since) = (queued, now);
             }
-            // Polled readable although SO_RCVLOWAT asks for more, or no growth: the window is full (or the stream ended). Read on.
-            if self.lowat == total && (fired || now.saturating_sub(*since) > STUCK) {
-                self.cannot_peek = true;
+            // Polled readable although SO_RCVLOWAT asks for more: the window is nearly full (or the stream ended).
+            self.read_this = (fired && self.lowat == total) || now.saturating_sub(*since) > STUCK;
+            if self.read_this {
                 self.state = HEADER;
                 return None;
             }
@@ -225,7 +239,7 @@ impl Inbox {
             }
             Outcome::Failed(error) => Some(Step::Ended(error.to_string())),
             _ => {
-                self.cannot_peek = true;
+                self.read_this = true;
                 self.state = HEADER;
                 None
             }
@@ -244,6 +258,7 @@ impl Inbox {
                 }
             }
         }
+        self.read_this = false;
         let State::Fill { frame, block, lease, .. } = std::mem::replace(&mut self.state, HEADER) else { return None };
         Some(Step::Block(Arrival { block, frame, lease, in_socket: false }))
     }

@@ -2,6 +2,7 @@
 //!
 //! Owned by the function. Every handler ends in [`Stripe::settle`], which lets the core decide and carries the decisions out.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use faasnet_api::{BlockIndex, Stripe as StripeId};
@@ -276,6 +277,9 @@ impl Stripe {
         let link = &mut self.links[index];
         faasnet_ring::socket::connect_result(link.fd())
             .map_err(|error| LinkEnd::new(format!("cannot connect: {error}")))?;
+        link.inbox
+            .prepare(link.fd.as_fd())
+            .map_err(|error| LinkEnd::new(format!("cannot set up the connection: {error}")))?;
         link.connected = true;
         self.core.upstreams.connected(link.link, io.now());
         link.send(shared.hello(self.id, wants_descriptor, io).encode(), io).map_err(LinkEnd::new)?;

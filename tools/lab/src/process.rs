@@ -1,0 +1,90 @@
+//! What a process uses, from `/proc`: CPU time, peak memory, descriptors. No control groups needed.
+
+use std::fs;
+
+use serde::Serialize;
+
+/// What one process used since it started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Usage {
+    /// User and system time of all its threads, those that ended included.
+    pub cpu_seconds: f64,
+    /// The most memory it ever had resident, mapped files included.
+    pub peak_rss_bytes: u64,
+    /// Its memory now, without file cache.
+    pub anonymous_bytes: u64,
+}
+
+/// Usage of `pid`; `None` when it is gone.
+pub fn usage(pid: u32) -> Option<Usage> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let ticks: u64 = field(&stat, 14)? + field(&stat, 15)?;
+    Some(Usage {
+        cpu_seconds: ticks as f64 / rustix::param::clock_ticks_per_second() as f64,
+        peak_rss_bytes: kib(&status, "VmHWM:").unwrap_or(0),
+        // io_uring's buffers and shared anonymous mappings count as shmem.
+        anonymous_bytes: kib(&status, "RssAnon:").unwrap_or(0) + kib(&status, "RssShmem:").unwrap_or(0),
+    })
+}
+
+/// When `pid` started, in clock ticks since boot; `None` when there is no such process, or only what is left of it (a zombie).
+pub fn started(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    match state(&stat)? {
+        'Z' | 'X' => None,
+        _ => field(&stat, 22),
+    }
+}
+
+/// The open descriptors of `pid` by what they are: `socket`, `pipe`, `anon_inode:[io_uring]`, a path.
+pub fn descriptors(pid: u32) -> Vec<String> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let kind = |target: String| match target.split_once(":[") {
+        Some((kind @ ("socket" | "pipe"), _)) => kind.to_owned(),
+        _ => target,
+    };
+    let mut kinds: Vec<_> = entries
+        .filter_map(|entry| Some(kind(fs::read_link(entry.path()).ok()?.to_string_lossy().into_owned())))
+        .collect();
+    kinds.sort();
+    kinds
+}
+
+/// The field with the number that proc(5) gives it. The second one, the name, may hold spaces and brackets.
+fn field(stat: &str, number: usize) -> Option<u64> {
+    stat.rsplit_once(')')?.1.split_whitespace().nth(number - 3)?.parse().ok()
+}
+
+fn state(stat: &str) -> Option<char> {
+    stat.rsplit_once(')')?.1.trim_start().chars().next()
+}
+
+fn kib(status: &str, name: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Catches fields that shift when a process's name holds a bracket or a space.
+    #[test]
+    fn fields_are_counted_after_the_name() {
+        let stat = "7 (a) b (c)) S 1 7 7 0 -1 4194560 1 2 3 4 11 12 13 14 20 0 1 0 99 1000";
+        assert_eq!(
+            (field(stat, 14), field(stat, 15), field(stat, 22), state(stat)),
+            (Some(11), Some(12), Some(99), Some('S'))
+        );
+    }
+
+    /// Catches a reader that finds nothing on a real system.
+    #[test]
+    fn this_process_uses_something() {
+        let usage = usage(std::process::id()).unwrap();
+        assert!(usage.peak_rss_bytes > 1 << 20 && usage.anonymous_bytes > 0);
+        assert!(started(std::process::id()).is_some() && started(u32::MAX >> 1).is_none());
+        assert!(!descriptors(std::process::id()).is_empty());
+    }
+}

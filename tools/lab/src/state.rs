@@ -1,0 +1,121 @@
+//! The note that a lab leaves while it exists: `/run/faasnet-lab/<id>.json`. It tells which process owns it and which folder it uses.
+//!
+//! The note is written before anything is made, so whatever a crash leaves behind has one. Namespaces are found by their prefix even
+//! without it.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::LabError;
+use crate::error::Result;
+use crate::name::LabId;
+use crate::process;
+
+/// Where the notes are.
+const FOLDER: &str = "/run/faasnet-lab";
+
+/// One lab's note.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// The process that takes it down.
+    pub owner: u32,
+    /// When that process started, in clock ticks since boot: a later process with the same number is another one.
+    pub owner_started: u64,
+    /// The folder with its images, stores and logs.
+    pub folder: Option<PathBuf>,
+    /// Whether it was made by `lab up`, to stay until `lab down`.
+    pub stays: bool,
+    /// The rate of its links.
+    pub rate: String,
+}
+
+impl State {
+    /// Writes the first note; an error when there is one, or when namespaces of that name exist.
+    pub(crate) fn claim(id: &LabId) -> Result<()> {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(FOLDER)
+            .map_err(LabError::io(format!("cannot make {FOLDER}")))?;
+        if !crate::leftovers::namespaces(id)?.is_empty() {
+            return Err(LabError::Exists(id.to_string()));
+        }
+        let owner = std::process::id();
+        let state = Self {
+            owner,
+            owner_started: process::started(owner).unwrap_or_default(),
+            folder: None,
+            stays: false,
+            rate: String::new(),
+        };
+        let path = path(id);
+        let file = fs::File::options().write(true).create_new(true).mode(0o600).open(&path);
+        match file {
+            Ok(mut file) => {
+                file.write_all(&state.encode()?).map_err(LabError::io(format!("cannot write {}", path.display())))
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Err(LabError::Exists(id.to_string())),
+            Err(error) => Err(LabError::io(format!("cannot write {}", path.display()))(error)),
+        }
+    }
+
+    /// The note of `id`, if there is one that can be read.
+    pub fn read(id: &LabId) -> Option<Self> {
+        serde_json::from_slice(&fs::read(path(id)).ok()?).ok()
+    }
+
+    /// Changes the note of `id`.
+    pub fn update(id: &LabId, change: impl FnOnce(&mut Self)) -> Result<()> {
+        let path = path(id);
+        let Some(mut state) = Self::read(id) else {
+            return Err(LabError::Invalid(format!("{} is gone or damaged; see `faasnet lab down`", path.display())));
+        };
+        change(&mut state);
+        // A crash between the two steps leaves the old note.
+        let fresh = path.with_extension("new");
+        fs::write(&fresh, state.encode()?)
+            .and_then(|()| fs::rename(&fresh, &path))
+            .map_err(LabError::io(format!("cannot write {}", path.display())))
+    }
+
+    /// Whether the process that owns it still runs.
+    pub fn is_owned(&self) -> bool {
+        process::started(self.owner) == Some(self.owner_started)
+    }
+
+    /// The labs that have a note.
+    pub(crate) fn all() -> Vec<LabId> {
+        let entries = fs::read_dir(FOLDER).into_iter().flatten().flatten();
+        entries.filter_map(|entry| id_of(&entry.path())).collect()
+    }
+
+    /// Removes the note; fine when there is none.
+    pub(crate) fn forget(id: &LabId) -> Result<()> {
+        let path = path(id);
+        for path in [path.with_extension("new"), path] {
+            match fs::remove_file(&path) {
+                Ok(()) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(LabError::io(format!("cannot remove {}", path.display()))(error)),
+            }
+        }
+        Ok(())
+    }
+
+    fn encode(&self) -> Result<Vec<u8>> {
+        serde_json::to_vec(self)
+            .map_err(|error| LabError::Invalid(format!("the lab's note cannot be written: {error}")))
+    }
+}
+
+fn path(id: &LabId) -> PathBuf {
+    Path::new(FOLDER).join(format!("{id}.json"))
+}
+
+fn id_of(path: &Path) -> Option<LabId> {
+    path.file_name()?.to_str()?.strip_suffix(".json")?.parse().ok()
+}

@@ -106,6 +106,15 @@ impl Inbox {
         socket::set_rcvlowat(fd, 1)
     }
 
+    /// A turn is over before the socket was empty: the next frame may be shorter than what was awaited last, and must still be polled.
+    pub(super) fn await_header(&mut self, fd: BorrowedFd<'_>) -> std::io::Result<()> {
+        if !self.is_mid_frame() && self.lowat > HEADER_BYTES {
+            self.lowat = HEADER_BYTES;
+            socket::set_rcvlowat(fd, HEADER_BYTES)?;
+        }
+        Ok(())
+    }
+
     /// Goes on receiving. `fired` tells that the socket was just reported readable.
     pub(super) fn step(
         &mut self,

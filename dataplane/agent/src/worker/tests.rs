@@ -98,7 +98,8 @@ impl Node {
             secret: ClusterSecret::new(SECRET),
             feed: "127.0.0.1:1".parse().unwrap(),
             engine,
-            patience: Patience::default(),
+            // A busy machine must not look like a silent parent.
+            patience: Patience { silence: Duration::from_secs(1), ..Patience::default() },
             buffers: 16,
             socket_options: SocketOptions::default(),
         };
@@ -148,13 +149,19 @@ impl Node {
     /// Plays the control side until `done` says so of a report.
     async fn until(&mut self, what: &str, done: impl Fn(&FunctionReport) -> bool) -> FunctionReport {
         let deadline = Instant::now() + DEADLINE;
+        let mut last = None;
         loop {
-            assert!(Instant::now() < deadline, "{what}: not within {DEADLINE:?}; events {:?}", self.events);
+            assert!(
+                Instant::now() < deadline,
+                "{what}: not within {DEADLINE:?}; events {:?}; last {last:?}",
+                self.events
+            );
             self.worker.send(WorkerCommand::Report).unwrap();
             match tokio::time::timeout(DEADLINE, self.worker.next_event()).await.expect(what).expect(what) {
                 WorkerEvent::Reported(reports) => {
-                    if let Some(report) = reports.into_iter().find(|report| done(report)) {
-                        return report;
+                    match reports.into_iter().next() {
+                        Some(report) if done(&report) => return report,
+                        report => last = report,
                     }
                     tokio::time::sleep(Duration::from_millis(2)).await;
                 }
@@ -448,7 +455,7 @@ async fn a_silent_parent_is_left_for_a_fallback() {
     node.assign(&image, 1, &[(mute, &[good.target()], &[])]);
     let report = node.complete(&image).await;
     assert_eq!(report.edges_failed, 1);
-    assert!(report.elapsed < Duration::from_secs(3), "{:?}", report.elapsed);
+    assert!(report.elapsed < Duration::from_secs(5), "{:?}", report.elapsed);
 }
 
 /// Catches a planned change of parents that loses or repeats blocks.

@@ -45,6 +45,7 @@ impl Stripe {
         shared: &mut Shared,
         io: &mut Io,
     ) -> Result<(), LinkEnd> {
+        let mut blocked = false;
         for _ in 0..TURN {
             let Some(index) = self.links.iter().position(|link| link.id == id) else { return Ok(()) };
             let now = io.now();
@@ -56,7 +57,10 @@ impl Stripe {
             let judge = LinkJudge { core: &self.core, children: &self.children, wanted: *wanted };
             *starved = false;
             match inbox.step(fd.as_fd(), &io.arena, now, std::mem::take(&mut fired), &judge) {
-                Step::Blocked => break,
+                Step::Blocked => {
+                    blocked = true;
+                    break;
+                }
                 Step::NoLease => {
                     *starved = true;
                     return Ok(());
@@ -66,7 +70,10 @@ impl Stripe {
                 Step::Ended(reason) => return Err(LinkEnd::new(reason)),
             }
         }
-        if let Some(link) = self.links.iter().find(|link| link.id == id) {
+        if let Some(link) = self.links.iter_mut().find(|link| link.id == id) {
+            if !blocked {
+                link.inbox.await_header(link.fd.as_fd()).map_err(|error| LinkEnd::new(error.to_string()))?;
+            }
             io.arm(id, link.fd(), Direction::Read);
         }
         Ok(())

@@ -66,7 +66,7 @@ async fn a_missing_image_registers_nothing() {
     let options = RegistryOptions { faults: failing, ..RegistryOptions::default() };
     let broken = Lab::start(1, &[("app", vec![vec![1]])], options).await;
     let error = broken.create("app", "twin").await.unwrap_err().to_string();
-    assert!(error.contains("404"), "{error}");
+    assert!(error.contains("does not exist"), "{error}");
     let mut control = broken.cluster.control().await.unwrap();
     let functions = control.list_functions(faasnet_api::v1::ListFunctionsRequest {});
     assert!(functions.await.unwrap().into_inner().functions.is_empty());

@@ -46,7 +46,7 @@ pub async fn list(global: &Global) -> Result<()> {
 pub async fn hosts(control: &mut Control) -> Result<Vec<HostView>> {
     let reply = control.list_nodes(v1::ListNodesRequest {}).await.map_err(client::explain)?.into_inner();
     let mut hosts: Vec<HostView> = reply.nodes.iter().map(HostView::from).collect();
-    hosts.sort_by(|a, b| view::natural(&a.name).cmp(&view::natural(&b.name)));
+    hosts.sort_by_key(|host| view::natural(&host.name));
     Ok(hosts)
 }
 

@@ -158,7 +158,7 @@ impl NodeView {
     /// The views of a whole message, sorted by name.
     pub fn all(nodes: &[v1::NodeProgress], names: &Names) -> Vec<Self> {
         let mut views: Vec<_> = nodes.iter().map(|node| Self::new(node, names)).collect();
-        views.sort_by(|a, b| natural(&a.name).cmp(&natural(&b.name)));
+        views.sort_by_key(|view| natural(&view.name));
         views
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use faasnet::demo::report::Report;
 
-use crate::common::{DEADLINE, MIB, demo, faasnet, run};
+use crate::common::{DEADLINE, MIB, demo, demo_alone, faasnet, run, shared};
 
 /// What must hold for every demo: all right on disk, the origin read once, no block twice.
 fn check(report: &Report, agents: usize) {
@@ -57,7 +57,7 @@ fn two_agents() {
 /// Catches a smallest tree that reads the origin more than once.
 #[test]
 fn three_agents() {
-    let report = demo(&["--agents", "3", "--size", "48MiB"]);
+    let report = demo_alone(&["--agents", "3", "--size", "48MiB"]);
     check(&report, 3);
     check_live(&report);
 }
@@ -65,7 +65,7 @@ fn three_agents() {
 /// Catches forwarding that is not live: with one tree, inner nodes stand between a parent and two children each.
 #[test]
 fn seven_agents_in_one_tree() {
-    let report = demo(&["--agents", "7", "--size", "48MiB", "--policy", "complete"]);
+    let report = demo_alone(&["--agents", "7", "--size", "48MiB", "--policy", "complete"]);
     check(&report, 7);
     assert_eq!(report.trees.len(), 1);
     check_live(&report);
@@ -74,7 +74,7 @@ fn seven_agents_in_one_tree() {
 /// Catches what only a full-size image shows: the demo as a newcomer starts it.
 #[test]
 fn seven_agents_and_a_full_image() {
-    let report = demo(&[]);
+    let report = demo_alone(&[]);
     check(&report, 7);
     assert_eq!((report.trees.len(), report.image.layers), (2, 5));
     assert!(report.image.bytes.abs_diff(256 * MIB) < 128 * MIB, "about 256 MiB, not {}", report.image.bytes);
@@ -84,7 +84,7 @@ fn seven_agents_and_a_full_image() {
 /// Catches what only a deeper tree shows: levels beyond the second, many processes at once.
 #[test]
 fn twenty_agents() {
-    let report = demo(&["--agents", "20", "--size", "48MiB"]);
+    let report = demo_alone(&["--agents", "20", "--size", "48MiB"]);
     check(&report, 20);
     assert!(report.nodes.iter().flat_map(|node| &node.node.levels).any(|level| *level >= 3));
     check_live(&report);
@@ -101,6 +101,7 @@ fn the_copy_engine() {
 /// Catches text that is wider than it may be, and files that stay although nobody asked for them.
 #[test]
 fn text_for_people_and_nothing_left() {
+    let _machine = shared();
     let dir = tempfile::tempdir().unwrap();
     let output = run(&["demo", "--agents", "3", "--size", "20MiB", "--dir", dir.path().to_str().unwrap()]);
     let text = String::from_utf8(output.stdout).unwrap();

@@ -12,3 +12,4 @@ mod demo;
 mod failures;
 mod images;
 mod origins;
+mod small_buffers;

@@ -7,8 +7,10 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::bench_commands::BenchCommand;
 use crate::client::{self, Control, DEFAULT_CONTROLLER};
 use crate::daemon_args::{AgentArgs, ControllerArgs};
+use crate::lab_commands::LabCommand;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -98,6 +100,12 @@ pub enum Command {
     Image(ImageCommand),
     /// Serve an OCI layout as a read-only registry
     Registry(RegistryArgs),
+    /// A cluster of network namespaces on this machine: experiments, faults, figures (needs root)
+    #[command(subcommand)]
+    Lab(LabCommand),
+    /// Measure the data path on this machine
+    #[command(subcommand)]
+    Bench(BenchCommand),
 }
 
 /// Whose function it is.
@@ -127,7 +135,7 @@ impl fmt::Display for Policy {
 }
 
 /// How agents move bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Engine {
     /// `splice` where the kernel has what it needs, else `copy`
@@ -360,7 +368,7 @@ pub struct DemoArgs {
 }
 
 /// Reads `1048576`, `64KiB`, `256MiB`, `1.5GiB`.
-fn parse_bytes(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
     let text = text.trim();
     let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
     let (number, unit) = text.split_at(split);

@@ -268,7 +268,7 @@ fn parse_ready(line: &str) -> Option<HashMap<String, SocketAddr>> {
         .collect()
 }
 
-fn last_line(log: &Path) -> String {
+pub(crate) fn last_line(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     let line = text.lines().rev().find(|line| !line.trim().is_empty());
     line.map_or_else(
@@ -281,13 +281,13 @@ fn secret_file(dir: &Path) -> PathBuf {
     dir.join("secret")
 }
 
-fn write_secret(path: &Path, secret: &str) -> Result<()> {
+pub(crate) fn write_secret(path: &Path, secret: &str) -> Result<()> {
     let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path);
     file.and_then(|mut file| file.write_all(secret.as_bytes()))
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
-fn random_secret() -> Result<String> {
+pub(crate) fn random_secret() -> Result<String> {
     let mut bytes = [0; 32];
     File::open("/dev/urandom")
         .and_then(|mut file| std::io::Read::read_exact(&mut file, &mut bytes))

@@ -6,6 +6,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod admin;
+pub mod bench_commands;
 pub mod cli;
 pub mod client;
 pub mod cluster;
@@ -14,6 +15,7 @@ pub mod daemon_args;
 pub mod demo;
 pub mod functions;
 pub mod image_commands;
+pub mod lab_commands;
 pub mod nodes;
 pub mod output;
 pub mod progress;

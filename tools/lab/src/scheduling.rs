@@ -26,12 +26,12 @@ pub struct SchedulingDelay {
 impl Scheduling {
     /// Begins.
     pub fn start() -> Self {
-        Self { begin: Instant::now(), before: waited_nanos(&read()) }
+        Self { begin: Instant::now(), before: waited() }
     }
 
     /// Ends.
     pub fn finish(self) -> SchedulingDelay {
-        let waited = self.before.zip(waited_nanos(&read())).map(|(before, after)| after.saturating_sub(before));
+        let waited = self.before.zip(waited()).map(|(before, after)| after.saturating_sub(before));
         SchedulingDelay {
             seconds: self.begin.elapsed().as_secs_f64(),
             waited_seconds: waited.map(|nanos| nanos as f64 / 1e9),
@@ -40,8 +40,26 @@ impl Scheduling {
     }
 }
 
-fn read() -> String {
-    fs::read_to_string("/proc/schedstat").unwrap_or_default()
+/// By the processors' counters; where the kernel has none (no CONFIG_SCHEDSTATS), by those of all threads. The latter miss threads that
+/// end meanwhile.
+fn waited() -> Option<u64> {
+    waited_nanos(&fs::read_to_string("/proc/schedstat").unwrap_or_default()).or_else(waited_by_threads)
+}
+
+fn waited_by_threads() -> Option<u64> {
+    let numbers = |folder: &str| {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        names.filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())).collect::<Vec<_>>()
+    };
+    let threads = numbers("/proc").into_iter().flat_map(|pid| {
+        let folder = format!("/proc/{pid}/task");
+        numbers(&folder).into_iter().map(move |thread| format!("{folder}/{thread}/schedstat"))
+    });
+    // What a thread ran, what it waited (ns), how often.
+    let waited =
+        threads.filter_map(|path| fs::read_to_string(path).ok()?.split_whitespace().nth(1)?.parse::<u64>().ok());
+    waited.fold(None, |sum, nanos| Some(sum.unwrap_or(0) + nanos))
 }
 
 /// The eighth number of each processor's line (Documentation/scheduler/sched-stats.rst).

@@ -1,0 +1,182 @@
+//! The check after a run: every living node's disk is hashed, repeated bytes are counted, descriptors must be given back.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use faasnet_api::{BLOCK_BYTES, ImageId, v1};
+use faasnet_lab::process;
+use futures_util::{StreamExt, stream};
+use serde::Serialize;
+
+use super::cluster::{FUNCTION, LabCluster, TENANT};
+use crate::client;
+use crate::demo::verify;
+use crate::view::NodeView;
+
+/// How long agents may take to close what a function had open, after it was taken from them.
+const RELEASE_DEADLINE: Duration = Duration::from_secs(15);
+/// A root keeps so many connections to the origin for the next image, for a minute and a half.
+const IDLE_CONNECTIONS: usize = 2;
+
+/// What was found.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Audit {
+    /// Nodes that were expected to hold the image.
+    pub living: usize,
+    /// Of them, those on whose disk every byte is right.
+    pub verified: usize,
+    /// Payload of blocks that were complete already, over all nodes.
+    pub bytes_refetched: u64,
+    /// What one block for every edge that was used would be.
+    pub bytes_refetched_allowed: u64,
+    /// Blocks that failed verification and were not taken.
+    pub blocks_refused: u64,
+    /// Whatever is wrong; must be empty.
+    pub problems: Vec<String>,
+}
+
+impl Audit {
+    /// Whether nothing is wrong.
+    pub fn is_clean(&self) -> bool {
+        self.problems.is_empty()
+    }
+
+    /// Counts what the nodes say; `living` are those that must hold the image.
+    pub fn count(&mut self, nodes: &[NodeView], living: &[usize]) {
+        self.living = living.len();
+        for node in living.iter().map(|index| &nodes[*index]) {
+            self.bytes_refetched += node.bytes_refetched;
+            self.bytes_refetched_allowed += node.upstreams.len() as u64 * u64::from(BLOCK_BYTES);
+            self.blocks_refused += node.blocks_refused;
+            if !node.is_complete() {
+                let error = if node.error.is_empty() { "no reason given" } else { &node.error };
+                self.problems.push(format!(
+                    "{} is {} with {} of {} bytes ({error})",
+                    node.name, node.state, node.bytes_present, node.bytes_total
+                ));
+            }
+        }
+        if self.bytes_refetched > self.bytes_refetched_allowed {
+            self.problems.push(format!(
+                "{} bytes came twice; one block per edge would be {}",
+                self.bytes_refetched, self.bytes_refetched_allowed
+            ));
+        }
+    }
+
+    /// Hashes the disks of `living`, as many at once as there are cores. Returns each one's problem, empty for none.
+    pub async fn hash(
+        &mut self,
+        cluster: &LabCluster,
+        living: &[usize],
+        image: ImageId,
+        bytes: u64,
+    ) -> Result<BTreeMap<usize, String>> {
+        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+        let check = |index: usize| {
+            let store = cluster.store(index);
+            async move {
+                let checked = tokio::task::spawn_blocking(move || verify::image(&store, image)).await;
+                let problem = match checked.context("the check of a node broke off")? {
+                    Ok(verified) if verified.bytes == bytes => String::new(),
+                    Ok(verified) => format!("its blobs have {} bytes, the image has {bytes}", verified.bytes),
+                    Err(error) => format!("{error:#}"),
+                };
+                Ok::<_, anyhow::Error>((index, problem))
+            }
+        };
+        let mut checks = stream::iter(living.iter().copied()).map(check).buffer_unordered(cores);
+        let mut problems = BTreeMap::new();
+        while let Some(checked) = checks.next().await {
+            let (index, problem) = checked?;
+            if problem.is_empty() {
+                self.verified += 1;
+            } else {
+                self.problems.push(format!("{}: {problem}", cluster.network.agents()[index].name));
+            }
+            problems.insert(index, problem);
+        }
+        Ok(problems)
+    }
+
+    /// Takes the function from all nodes; what they have open must then be what they had open before.
+    pub async fn release(&mut self, cluster: &LabCluster, before: &BTreeMap<u32, Vec<String>>) -> Result<()> {
+        if cluster.controller.is_none() {
+            return Ok(());
+        }
+        let mut control = cluster.control().await?;
+        let request = v1::ReleaseRequest { tenant: TENANT.into(), function: FUNCTION.into(), nodes: Vec::new() };
+        control.release(request).await.map_err(client::explain)?;
+        let deadline = Instant::now() + RELEASE_DEADLINE;
+        loop {
+            let left = leaks(cluster, before);
+            if left.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                self.problems.extend(left);
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+/// What the agents have open, by process. Those started since have no entry and are not compared.
+pub fn descriptors(cluster: &LabCluster) -> BTreeMap<u32, Vec<String>> {
+    cluster.pids().into_iter().map(|(_, pid)| (pid, process::descriptors(pid))).collect()
+}
+
+fn leaks(cluster: &LabCluster, before: &BTreeMap<u32, Vec<String>>) -> Vec<String> {
+    let leak = |(index, pid): (usize, u32)| {
+        let more = added(before.get(&pid)?, &process::descriptors(pid));
+        let name = &cluster.network.agents()[index].name;
+        (!more.is_empty()).then(|| format!("{name} still has open after the release: {}", more.join(", ")))
+    };
+    cluster.pids().into_iter().filter_map(leak).collect()
+}
+
+/// What `after` holds more often than `before`, idle connections to the origin aside.
+fn added(before: &[String], after: &[String]) -> Vec<String> {
+    let count = |kinds: &[String], kind: &str| kinds.iter().filter(|other| *other == kind).count();
+    let spare = |kind: &str| if kind == "socket" { IDLE_CONNECTIONS } else { 0 };
+    let mut more: Vec<String> = after
+        .iter()
+        .filter(|kind| count(after, kind) > count(before, kind) + spare(kind))
+        .map(|kind| format!("{kind} ({} → {})", count(before, kind), count(after, kind)))
+        .collect();
+    more.dedup();
+    more
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Catches a leak that hides behind descriptors of the same kind which were there before.
+    #[test]
+    fn more_of_a_kind_is_a_leak() {
+        let kinds = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(added(&kinds("pipe socket socket"), &kinds("pipe socket")), [""; 0]);
+        assert_eq!(
+            added(&kinds("pipe socket"), &kinds("pipe socket socket socket /x")),
+            ["socket (1 → 3)", "/x (0 → 1)"]
+        );
+    }
+
+    /// Catches an audit that passes although a node failed, or although more came twice than a block per edge.
+    #[test]
+    fn incomplete_nodes_and_repeated_bytes_are_problems() {
+        let node = |state: &str, refetched| NodeView {
+            state: state.into(),
+            bytes_refetched: refetched,
+            ..NodeView::default()
+        };
+        let mut audit = Audit::default();
+        audit.count(&[node("complete", 0), node("failed", 0)], &[0]);
+        assert!(audit.is_clean());
+        audit.count(&[node("complete", 1), node("failed", 0)], &[0, 1]);
+        assert_eq!(audit.problems.len(), 2);
+    }
+}

@@ -1,0 +1,250 @@
+//! The daemons of a lab, each in the namespace of its host: registry, controller, agents. Like `crate::cluster`, with real addresses.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use faasnet_lab::enter;
+use faasnet_lab::network::{Host, Network};
+use faasnet_lab::proxy::Proxy;
+use futures_util::future::{join_all, try_join_all};
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use super::fault::{Kind, Target};
+use super::plan::Plan;
+use crate::client::{self, Control};
+use crate::cluster::{self, Daemon};
+use crate::registry;
+use crate::view::{FunctionView, HostView};
+use crate::{functions, nodes};
+
+/// What the lab's function is called.
+pub const TENANT: &str = "lab";
+/// See [`TENANT`].
+pub const FUNCTION: &str = "image";
+/// Ports; every host has its own set.
+const REGISTRY_PORT: u16 = 5000;
+const CONTROLLER_PORT: u16 = 7400;
+const DATA_PORT: u16 = 7410;
+/// Where an agent behind a proxy listens.
+const HIDDEN_PORT: u16 = 7409;
+const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 7411);
+/// How long agents may take to reach the controller.
+const START_DEADLINE: Duration = Duration::from_secs(60);
+/// Remounts a folder as a small file system that only the following program sees, so that nothing of it can stay behind.
+const SMALL_DISK: &str = r#"mount -t tmpfs -o "size=$1" fnlab "$2" && shift 2 && exec "$@""#;
+
+/// Running daemons.
+pub struct LabCluster {
+    /// The hosts.
+    pub network: Network,
+    /// `n1`, `n2`, …; `None` while killed.
+    pub agents: Vec<Option<Daemon>>,
+    /// The control plane; `None` while killed.
+    pub controller: Option<Daemon>,
+    /// The registry; `None` while killed.
+    pub origin: Option<Daemon>,
+    /// In front of every agent when the plan has bits flipped, else empty.
+    pub proxies: Vec<Proxy>,
+    plan: Plan,
+    layout: PathBuf,
+    dir: PathBuf,
+    exe: PathBuf,
+    secret: String,
+}
+
+impl LabCluster {
+    /// Starts everything and waits until all agents are live. Folders and logs go to `dir`, which must exist.
+    pub async fn start(network: &Network, plan: &Plan, layout: &Path, dir: &Path) -> Result<Self> {
+        let secret = cluster::random_secret()?;
+        cluster::write_secret(&dir.join("secret"), &secret)?;
+        let mut started = Self {
+            network: network.clone(),
+            agents: Vec::new(),
+            controller: None,
+            origin: None,
+            proxies: Vec::new(),
+            plan: plan.clone(),
+            layout: layout.to_owned(),
+            dir: dir.to_owned(),
+            exe: std::env::current_exe().context("cannot find this program's own file")?,
+            secret,
+        };
+        if plan.faults.iter().any(|fault| fault.kind == Kind::Flip) {
+            started.proxies = network.agents().iter().map(proxy).collect::<Result<_>>()?;
+        }
+        started.start_origin().await?;
+        started.start_controller().await?;
+        let agents = try_join_all((0..plan.hosts).map(|index| started.agent(index))).await?;
+        started.agents = agents.into_iter().map(Some).collect();
+        started.wait_live().await?;
+        Ok(started)
+    }
+
+    /// Starts the registry (again).
+    pub async fn start_origin(&mut self) -> Result<()> {
+        let host = self.network.origin();
+        let mut command = self.program(host);
+        command.arg("registry").arg(&self.layout).arg("--listen").arg(address(host, REGISTRY_PORT).to_string());
+        self.origin = Some(Daemon::start(host.name.clone(), command, &self.dir).await?);
+        Ok(())
+    }
+
+    /// Starts the controller (again), with the state that it had.
+    pub async fn start_controller(&mut self) -> Result<()> {
+        let host = self.network.controller();
+        let mut command = self.program(host);
+        command.arg("controller").arg("--listen").arg(address(host, CONTROLLER_PORT).to_string());
+        command.arg("--secret-file").arg(self.secret_file()).arg("--state-dir").arg(self.dir.join("state"));
+        self.controller = Some(Daemon::start(host.name.clone(), command, &self.dir).await?);
+        Ok(())
+    }
+
+    /// Starts an agent again, with the store that it had.
+    pub async fn start_agent(&mut self, index: usize) -> Result<()> {
+        self.agents[index] = Some(self.agent(index).await?);
+        Ok(())
+    }
+
+    async fn agent(&self, index: usize) -> Result<Daemon> {
+        let host = &self.network.agents()[index];
+        let mut command = self.enter(host);
+        if self.has_small_disk(index) {
+            let store = self.store(index);
+            std::fs::create_dir_all(&store).with_context(|| format!("cannot make {}", store.display()))?;
+            command.args(["unshare", "--mount", "--propagation", "private", "sh", "-c", SMALL_DISK, "sh"]);
+            command.arg((self.plan.size / 2).to_string()).arg(store);
+        }
+        command.arg(&self.exe).arg("agent").args(["--name", &host.name]).arg("--controller").arg(self.url());
+        command.arg("--secret-file").arg(self.secret_file()).arg("--store-dir").arg(self.store(index));
+        let port = if self.proxies.is_empty() { DATA_PORT } else { HIDDEN_PORT };
+        command.arg("--listen").arg(address(host, port).to_string());
+        command.arg("--advertise").arg(address(host, DATA_PORT).to_string()).arg("--admin").arg(ADMIN.to_string());
+        command.args(["--engine", &self.plan.engine.to_string()]).args(&self.plan.agent_args);
+        Daemon::start(host.name.clone(), command, &self.dir).await
+    }
+
+    /// Whether the plan gives this agent too small a disk.
+    pub fn has_small_disk(&self, index: usize) -> bool {
+        self.plan.faults.iter().any(|fault| fault.kind == Kind::Full && fault.target == Target::Node(index))
+    }
+
+    /// The controller's address for clients on the lab's network.
+    pub fn url(&self) -> String {
+        format!("http://{}", address(self.network.controller(), CONTROLLER_PORT))
+    }
+
+    /// The file with the secret.
+    pub fn secret_file(&self) -> PathBuf {
+        self.dir.join("secret")
+    }
+
+    /// The store of an agent.
+    pub fn store(&self, index: usize) -> PathBuf {
+        self.dir.join(&self.network.agents()[index].name)
+    }
+
+    /// A connection to the controller; only from the lab's network.
+    pub async fn control(&self) -> Result<Control> {
+        client::connect(&self.url(), Some(self.secret.as_bytes())).await
+    }
+
+    /// Registers the image.
+    pub async fn register(&self, control: &mut Control) -> Result<FunctionView> {
+        let request = faasnet_api::v1::CreateFunctionRequest {
+            tenant: TENANT.into(),
+            function: FUNCTION.into(),
+            reference: self.reference()?,
+            policy: self.plan.policy.to_string(),
+            platform: String::new(),
+            plain_http: true,
+            memory_mib: 0,
+        };
+        functions::create(control, request, |_, _| ()).await
+    }
+
+    /// How the registry calls the image.
+    pub fn reference(&self) -> Result<String> {
+        let index = std::fs::read(self.layout.join("index.json")).context("the layout has no index.json")?;
+        let index: serde_json::Value = serde_json::from_slice(&index).context("the layout's index.json is not JSON")?;
+        let name = &index["manifests"][0]["annotations"][faasnet_origin::manifest::REF_NAME];
+        let tag = name.as_str().unwrap_or("latest").rsplit(':').next().unwrap_or("latest");
+        Ok(format!("{}/{}:{tag}", self.registry_address(), registry::default_name(&self.layout)))
+    }
+
+    /// Where the registry listens.
+    pub fn registry_address(&self) -> SocketAddr {
+        address(self.network.origin(), REGISTRY_PORT)
+    }
+
+    /// The nodes as the controller knows them.
+    pub async fn hosts(&self) -> Result<Vec<HostView>> {
+        nodes::hosts(&mut self.control().await?).await
+    }
+
+    /// Process ids of the agents that run.
+    pub fn pids(&self) -> Vec<(usize, u32)> {
+        let pid = |(index, agent): (usize, &Option<Daemon>)| Some((index, agent.as_ref()?.pid()?));
+        self.agents.iter().enumerate().filter_map(pid).collect()
+    }
+
+    /// Ends everything in order.
+    pub async fn stop(&mut self) -> Result<()> {
+        self.proxies.clear();
+        let agents = join_all(self.agents.iter_mut().flatten().map(Daemon::stop)).await;
+        let rest = join_all([&mut self.controller, &mut self.origin].into_iter().flatten().map(Daemon::stop)).await;
+        agents.into_iter().chain(rest).collect::<Result<Vec<_>>>().map(drop)
+    }
+
+    async fn wait_live(&self) -> Result<()> {
+        let all = async {
+            let mut control = self.control().await?;
+            while nodes::hosts(&mut control).await?.iter().filter(|host| host.state == "live").count() < self.plan.hosts
+            {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Ok(())
+        };
+        match timeout(START_DEADLINE, all).await {
+            Ok(result) => result,
+            Err(_) => bail!("not all of {} agents reached the controller; see the logs with --keep", self.plan.hosts),
+        }
+    }
+
+    fn program(&self, host: &Host) -> Command {
+        let mut command = self.enter(host);
+        command.arg(&self.exe);
+        command
+    }
+
+    fn enter(&self, host: &Host) -> Command {
+        enter_command(&host.namespace)
+    }
+}
+
+/// The start of a command that runs in `namespace`; the program follows. It replaces itself, so the process id stays the same.
+pub fn enter_command(namespace: &str) -> Command {
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net={}", enter::path(namespace).display())).arg("--");
+    command
+}
+
+/// An agent's row for the lab's function, asked from inside its host; `None` when it does not answer or has none.
+pub async fn held(namespace: String) -> Option<crate::admin::Held> {
+    let path = format!("/v1/functions/{TENANT}/{FUNCTION}");
+    let answer = tokio::task::spawn_blocking(move || faasnet_lab::http::get(&namespace, ADMIN, &path)).await;
+    match answer {
+        Ok(Ok((200, body))) => serde_json::from_slice(&body).ok(),
+        _ => None,
+    }
+}
+
+fn proxy(host: &Host) -> Result<Proxy> {
+    Ok(Proxy::start(&host.namespace, address(host, DATA_PORT), address(host, HIDDEN_PORT))?)
+}
+
+fn address(host: &Host, port: u16) -> SocketAddr {
+    SocketAddr::new(host.address.into(), port)
+}

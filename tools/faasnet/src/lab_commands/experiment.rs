@@ -1,0 +1,365 @@
+//! One experiment: the runs of a plan, each with daemons and stores of its own on the same hosts, and the report.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use faasnet_api::v1;
+use faasnet_lab::plot::{self, Labels, Line};
+use faasnet_lab::recording::Recording;
+use faasnet_lab::sampler::Sampler;
+use faasnet_lab::scheduling::{Scheduling, SchedulingDelay};
+use faasnet_lab::{Network, flow, leftovers};
+
+use super::audit::{self, Audit};
+use super::cluster::{FUNCTION, LabCluster, TENANT};
+use super::direct::{self, Reads};
+use super::image;
+use super::injector::{FaultReport, Injector, Moment};
+use super::plan::{LabPolicy, Plan};
+use super::report::{HostReport, LabReport, RunReport};
+use super::session::Session;
+use super::watch::Watch;
+use crate::cli::Global;
+use crate::client::{self, Control};
+use crate::demo::report::{ImageReport, NodeReport, OriginReport, Report, SecondsReport};
+use crate::nodes;
+use crate::view::{NodeView, TreeView};
+use crate::{daemon, output};
+
+/// The raw flow that gives the bound need not be longer than this.
+const FLOW_BYTES: u64 = 16 << 20;
+/// Between two looks at the moment, at the agents, at the trees.
+const TICK: Duration = Duration::from_millis(20);
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+const TREES_EVERY: Duration = Duration::from_millis(500);
+/// A run that takes so many times the bound, and then this long, has failed.
+const MOST_BOUNDS: f64 = 20.0;
+const GRACE: Duration = Duration::from_secs(60);
+/// A host that receives less than this share of its line rate stalls.
+const STALL_SHARE: f64 = 0.05;
+/// `origin` and `controller` come before the agents in the network's hosts.
+const FIRST_AGENT: usize = 2;
+/// Points of a host's line in a plot.
+const POINTS: usize = 300;
+/// Exit code after an interruption, as shells expect it.
+const INTERRUPTED: u8 = 130;
+
+/// Runs the plan and prints the report. A failure unless every audit is clean.
+pub async fn run(global: &Global, plan: Plan, svg: Option<PathBuf>) -> Result<ExitCode> {
+    plan.check()?;
+    let interrupted = daemon::shutdown(false)?;
+    let session = Session::open(&plan, false)?;
+    let work = work(session.network.clone(), plan.clone(), session.folder().to_owned(), svg, global.json);
+    let outcome = tokio::select! {
+        outcome = session.inside(work) => Some(outcome),
+        () = interrupted => None,
+    };
+    let id = session.network.id().clone();
+    let kept = session.close(plan.keep)?;
+    let Some(outcome) = outcome else {
+        eprintln!("interrupted: the lab is taken down");
+        return Ok(ExitCode::from(INTERRUPTED));
+    };
+    let mut report = outcome?;
+    let left = leftovers::find(&id)?;
+    report.leftovers =
+        left.namespaces.into_iter().chain(left.processes.iter().map(|pid| format!("process {pid}"))).collect();
+    match global.json {
+        true => output::json(&report)?,
+        false => output::line(report.text(kept.as_ref()))?,
+    }
+    Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn work(network: Network, plan: Plan, folder: PathBuf, svg: Option<PathBuf>, json: bool) -> Result<LabReport> {
+    let (settings, dir) = (plan.clone(), folder.clone());
+    let layout = tokio::task::spawn_blocking(move || image::layout(&settings, &dir)).await;
+    let layout = layout.context("making the image broke off")??;
+    let mut runs: Vec<(RunReport, Recording)> = Vec::new();
+    for number in 1..=plan.runs {
+        if !json {
+            output::line(format!("run {number} of {}: {} hosts, {}", plan.runs, plan.hosts, plan.policy))?;
+        }
+        let dir = folder.join(format!("run{number}"));
+        std::fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        runs.push(one_run(&network, &plan, &layout, &dir).await?);
+        if !plan.keep {
+            std::fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
+        }
+    }
+    let report = LabReport::new(plan, runs.iter().map(|(run, _)| run.clone()).collect()).context("no run was made")?;
+    if let (Some(path), Some((run, recording))) = (svg, runs.iter().find(|(run, _)| run.ratio == report.median.ratio)) {
+        draw(&path, run, recording)?;
+    }
+    Ok(report)
+}
+
+async fn one_run(network: &Network, plan: &Plan, layout: &Path, dir: &Path) -> Result<(RunReport, Recording)> {
+    let (from, to) = (network.origin().clone(), network.agents()[0].clone());
+    let bytes = plan.size.min(FLOW_BYTES);
+    let rate = tokio::task::spawn_blocking(move || flow::payload_rate(&from, &to, bytes)).await;
+    let rate = rate.context("the raw flow broke off")??;
+    let mut cluster = LabCluster::start(network, plan, layout, dir).await?;
+    let outcome = match plan.policy {
+        LabPolicy::Direct => direct_run(&cluster, layout).await,
+        _ => tree_run(&mut cluster, plan, rate).await,
+    };
+    let stopped = cluster.stop().await;
+    let mut outcome = outcome?;
+    stopped?;
+    let left = leftovers::processes(&leftovers::namespaces(network.id())?);
+    outcome
+        .audit
+        .problems
+        .extend(left.iter().map(|pid| format!("process {pid} still runs after all daemons were told to stop")));
+    Ok(outcome.finish(network, rate))
+}
+
+/// What a run leaves to be put into a report.
+struct Outcome {
+    demo: Report,
+    recording: Recording,
+    scheduling: SchedulingDelay,
+    hosts: Vec<HostReport>,
+    faults: Vec<FaultReport>,
+    audit: Audit,
+}
+
+/// A run with trees, from registration to audit.
+async fn tree_run(cluster: &mut LabCluster, plan: &Plan, rate: f64) -> Result<Outcome> {
+    let mut control = cluster.control().await?;
+    let before = audit::descriptors(cluster);
+    let function = cluster.register(&mut control).await?;
+    ensure!(function.note.is_empty(), "the controller changed the plan: {}", function.note);
+    let mut watch = Watch::new(cluster).await?;
+    let sampler = Sampler::start(&cluster.network)?;
+    let mut pids: BTreeMap<usize, Vec<u32>> = BTreeMap::new();
+    note_processes(cluster, &sampler, &mut pids);
+    let scheduling = Scheduling::start();
+    let mut injector = Injector::new(plan);
+    let mut trees = provision(&mut control, cluster, 0..plan.early_hosts()).await?;
+    let bound = function.image_bytes as f64 / rate;
+    let chaos = plan.chaos.map_or(0, |_| plan.seconds);
+    let deadline = Instant::now() + Duration::from_secs_f64(bound * MOST_BOUNDS) + GRACE + Duration::from_secs(chaos);
+    let (mut looked, mut asked) = (Instant::now(), Instant::now());
+    let mut joined = plan.early_hosts() == plan.hosts;
+    loop {
+        let held: Vec<u8> = (0..plan.hosts).map(|node| share(&sampler, node, function.image_bytes)).collect();
+        let moment = Moment { seconds: sampler.seconds(), held_percent: &held, trees: &trees };
+        injector.tick(cluster, &moment).await?;
+        note_processes(cluster, &sampler, &mut pids);
+        if injector.joins_due && !joined {
+            joined = true;
+            trees = provision(&mut control, cluster, plan.early_hosts()..plan.hosts).await?;
+        }
+        if looked.elapsed() >= LOOK_EVERY {
+            looked = Instant::now();
+            let open = |node: &usize| !injector.silent[*node] && !watch.nodes[*node].is_complete();
+            let open: Vec<usize> = (0..plan.hosts).filter(open).collect();
+            watch.look(cluster, open.into_iter()).await;
+            let complete =
+                joined && (0..plan.hosts).all(|node| !injector.expected[node] || watch.nodes[node].is_complete());
+            if injector.is_done(complete) && complete {
+                break;
+            }
+        }
+        if asked.elapsed() >= TREES_EVERY && cluster.controller.is_some() {
+            asked = Instant::now();
+            trees = fresh_trees(cluster).await.unwrap_or(trees);
+        }
+        if Instant::now() > deadline {
+            break;
+        }
+        tokio::time::sleep(TICK).await;
+    }
+    let scheduling = scheduling.finish();
+    let living: Vec<usize> = (0..plan.hosts).filter(|node| injector.expected[*node]).collect();
+    settle(cluster, &mut watch, &living).await;
+    let mut audit = Audit::default();
+    audit.count(&watch.nodes, &living);
+    if injector.is_done(false) {
+    } else {
+        audit.problems.push("the run took too long and was ended".into());
+    }
+    let hosts = host_reports(cluster, &sampler, &pids);
+    let recording = sampler.stop()?;
+    let image = function.image_id.parse().context("the controller named no image")?;
+    let problems = audit.hash(cluster, &living, image, function.image_bytes).await?;
+    let trees = fresh_trees(cluster).await.unwrap_or(trees);
+    audit.release(cluster, &before).await?;
+    let nodes = watch.nodes.into_iter().enumerate().map(|(index, node)| {
+        let problem =
+            problems.get(&index).cloned().unwrap_or_else(|| "disturbed: not expected to hold the image".into());
+        NodeReport { node, verified: problem.is_empty(), problem }
+    });
+    let nodes: Vec<_> = nodes.collect();
+    let seconds = living.iter().map(|index| nodes[*index].node.seconds).collect();
+    let demo = Report {
+        policy: function.policy,
+        image: ImageReport {
+            bytes: function.image_bytes,
+            layers: function.blobs.saturating_sub(1),
+            reference: function.reference,
+            id: function.image_id,
+        },
+        origin: OriginReport::from_agents(nodes.iter().map(|report| &report.node), function.image_bytes),
+        seconds: SecondsReport::new(seconds),
+        verified: audit.is_clean(),
+        nodes,
+        trees,
+        dir: None,
+    };
+    Ok(Outcome { demo, recording, scheduling, hosts, faults: injector.reports, audit })
+}
+
+/// A run in which every host reads the origin.
+async fn direct_run(cluster: &LabCluster, layout: &Path) -> Result<Outcome> {
+    let reads = Reads::of(layout)?;
+    let readers = direct::start(cluster, &reads)?;
+    let sampler = Sampler::start(&cluster.network)?;
+    let pids: BTreeMap<usize, Vec<u32>> =
+        readers.iter().enumerate().filter_map(|(index, reader)| Some((index, vec![reader.id()?]))).collect();
+    pids.values().flatten().for_each(|pid| sampler.watch(*pid));
+    let scheduling = Scheduling::start();
+    let nodes = direct::finish(cluster, &reads, readers).await?;
+    let scheduling = scheduling.finish();
+    let hosts = host_reports(cluster, &sampler, &pids);
+    let recording = sampler.stop()?;
+    let mut audit = Audit { living: nodes.len(), ..Audit::default() };
+    let report = |(index, node): (usize, NodeView)| {
+        let problem = direct::verify(&cluster.store(index), &reads);
+        NodeReport { node, verified: problem.is_empty(), problem }
+    };
+    let nodes: Vec<NodeReport> = nodes.into_iter().enumerate().map(report).collect();
+    audit.verified = nodes.iter().filter(|node| node.verified).count();
+    audit.problems = nodes.iter().filter(|n| !n.verified).map(|n| format!("{}: {}", n.node.name, n.problem)).collect();
+    let demo = Report {
+        policy: LabPolicy::Direct.to_string(),
+        image: ImageReport {
+            bytes: reads.bytes(),
+            layers: reads.blobs.len().saturating_sub(1) as u32,
+            reference: cluster.reference()?,
+            id: String::new(),
+        },
+        origin: OriginReport {
+            bytes_sent: reads.bytes() * nodes.len() as u64,
+            counted_by: "agents".into(),
+            ..OriginReport::default()
+        },
+        seconds: SecondsReport::new(nodes.iter().map(|node| node.node.seconds).collect()),
+        verified: audit.is_clean(),
+        nodes,
+        trees: Vec::new(),
+        dir: None,
+    };
+    Ok(Outcome { demo, recording, scheduling, hosts, faults: Vec::new(), audit })
+}
+
+impl Outcome {
+    fn finish(mut self, network: &Network, rate: f64) -> (RunReport, Recording) {
+        let bytes = self.demo.image.bytes;
+        let bound_seconds = bytes as f64 / rate;
+        let least = network.rate().bytes() as f64 * STALL_SHARE;
+        for (index, host) in self.hosts.iter_mut().enumerate() {
+            let traffic = self.recording.total(FIRST_AGENT + index);
+            (host.interface_received_bytes, host.interface_sent_bytes) = (traffic.received, traffic.sent);
+            let stall = self.recording.longest_stall(FIRST_AGENT + index, least, f64::INFINITY);
+            (host.longest_stall_seconds, host.longest_stall_at) = (stall.seconds, stall.from);
+        }
+        let origin = self.recording.total(0).sent;
+        let delivered = (bytes * self.audit.living.max(1) as u64) as f64 / f64::from(1u32 << 30);
+        let run = RunReport {
+            payload_rate: rate,
+            bound_seconds,
+            ratio: self.demo.seconds.max / bound_seconds,
+            cpu_seconds_per_gib: self.hosts.iter().map(|host| host.cpu_seconds).sum::<f64>() / delivered,
+            peak_memory_bytes: self.hosts.iter().map(|host| host.peak_memory_bytes).max().unwrap_or(0),
+            origin_interface_bytes: origin,
+            origin_share: origin as f64 / bytes.max(1) as f64,
+            scheduling: self.scheduling,
+            hosts: self.hosts,
+            faults: self.faults,
+            audit: self.audit,
+            demo: self.demo,
+        };
+        (run, self.recording)
+    }
+}
+
+/// Asks for the nodes in `which` and returns the trees that follow; the agents report the rest.
+async fn provision(
+    control: &mut Control,
+    cluster: &LabCluster,
+    which: std::ops::Range<usize>,
+) -> Result<Vec<TreeView>> {
+    let nodes = cluster.network.agents()[which].iter().map(|host| host.name.clone()).collect();
+    let request = v1::ProvisionRequest { tenant: TENANT.into(), function: FUNCTION.into(), count: 0, nodes };
+    // The first answer means that the nodes are in the trees; progress is asked of the agents themselves.
+    drop(control.provision(request).await.map_err(client::explain)?);
+    Ok(nodes::trees(control, TENANT, FUNCTION).await?.trees)
+}
+
+async fn fresh_trees(cluster: &LabCluster) -> Option<Vec<TreeView>> {
+    let ask = async { nodes::trees(&mut cluster.control().await?, TENANT, FUNCTION).await };
+    // A stopped controller does not answer; the last trees are good enough then.
+    tokio::time::timeout(TREES_EVERY, ask).await.ok()?.ok().map(|trees| trees.trees)
+}
+
+/// Asks once more until what was received from nodes has been counted as sent by one, or two seconds are over.
+async fn settle(cluster: &LabCluster, watch: &mut Watch, living: &[usize]) {
+    let deadline = Instant::now() + Duration::from_secs(2);
+    loop {
+        watch.look(cluster, living.iter().copied()).await;
+        let upstreams = watch.nodes.iter().flat_map(|node| &node.upstreams);
+        let received: u64 = upstreams.filter(|upstream| !upstream.is_origin()).map(|upstream| upstream.bytes).sum();
+        let sent: u64 = watch.nodes.iter().map(|node| node.bytes_live + node.bytes_from_store).sum();
+        if sent >= received || Instant::now() > deadline {
+            return;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Percent of the image that has reached the host, by its interface's counter: the daemons are not asked.
+fn share(sampler: &Sampler, node: usize, image_bytes: u64) -> u8 {
+    (sampler.received(FIRST_AGENT + node) * 100 / image_bytes.max(1)).min(100) as u8
+}
+
+/// Watches processes that were not there before: a restarted agent is a new one.
+fn note_processes(cluster: &LabCluster, sampler: &Sampler, pids: &mut BTreeMap<usize, Vec<u32>>) {
+    for (index, pid) in cluster.pids() {
+        let known = pids.entry(index).or_default();
+        if !known.contains(&pid) {
+            known.push(pid);
+            sampler.watch(pid);
+        }
+    }
+}
+
+fn host_reports(cluster: &LabCluster, sampler: &Sampler, pids: &BTreeMap<usize, Vec<u32>>) -> Vec<HostReport> {
+    let report = |(index, host): (usize, &faasnet_lab::Host)| {
+        let used = pids.get(&index).into_iter().flatten().map(|pid| sampler.used(*pid));
+        let mut report = HostReport { name: host.name.clone(), ..HostReport::default() };
+        for used in used {
+            report.cpu_seconds += used.cpu_seconds;
+            report.peak_memory_bytes = report.peak_memory_bytes.max(used.peak_anonymous_bytes);
+            report.peak_rss_bytes = report.peak_rss_bytes.max(used.peak_rss_bytes);
+        }
+        report
+    };
+    cluster.network.agents().iter().enumerate().map(report).collect()
+}
+
+fn draw(path: &Path, run: &RunReport, recording: &Recording) -> Result<()> {
+    let line = |index: usize| Line {
+        name: (run.hosts.len() <= 8).then(|| run.hosts[index].name.clone()),
+        points: recording.line(FIRST_AGENT + index, run.demo.image.bytes, POINTS),
+    };
+    let lines: Vec<Line> = (0..run.hosts.len()).map(line).collect();
+    let title = format!("{}, {} hosts, {:.3} × the bound", run.demo.policy, run.hosts.len(), run.ratio);
+    let labels = Labels { title: &title, x: "seconds", y: "received ÷ image" };
+    Ok(plot::lines(path, &labels, &lines, &[run.bound_seconds])?)
+}

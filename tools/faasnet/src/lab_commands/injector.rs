@@ -1,0 +1,365 @@
+//! Disturbs a run: waits for the moment, picks the victims from the trees of that moment, does it, and undoes it in time.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use rustix::process::{Pid, Signal, kill_process};
+use serde::Serialize;
+
+use super::chaos;
+use super::cluster::LabCluster;
+use super::fault::{COUNTS, FaultPlan, Kind, Target};
+use super::plan::Plan;
+use crate::cluster::Daemon;
+use crate::view::{ORIGIN, TreeView};
+
+/// How long the origin stays away when nothing else is said: without it nobody can finish.
+const ORIGIN_AWAY: f64 = 2.0;
+/// How long a cable is out when nothing else is said.
+const LINK_AWAY: f64 = 1.0;
+/// A slow host has one part in so many of the rate.
+const SLOWER: u64 = 10;
+
+/// What became of a disturbance.
+#[derive(Debug, Clone, Serialize)]
+pub struct FaultReport {
+    /// As it was asked for.
+    pub fault: String,
+    /// Who was hit.
+    pub victims: Vec<String>,
+    /// When, since the start of provisioning.
+    pub at_seconds: f64,
+    /// How much of the image each victim held, in percent; for others than nodes the median node.
+    pub held_percent: Vec<u8>,
+    /// Whether a victim held 20–80 % of the image and had a living neighbour.
+    pub counts: bool,
+    /// Why not, or what else there is to say; or empty.
+    pub note: String,
+}
+
+/// Who is hit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Victim {
+    Node(usize),
+    Controller,
+    Origin,
+}
+
+struct Pending {
+    plan: FaultPlan,
+    /// Seconds since the start; else the share of the image decides.
+    at: Option<f64>,
+}
+
+/// What the run looks like when the injector is asked.
+pub struct Moment<'a> {
+    /// Since provisioning began.
+    pub seconds: f64,
+    /// Of the image, per node, in percent.
+    pub held_percent: &'a [u8],
+    /// The trees as last heard of.
+    pub trees: &'a [TreeView],
+}
+
+/// The disturbances of one run.
+pub struct Injector {
+    pending: Vec<Pending>,
+    undo: Vec<(Instant, Kind, Victim)>,
+    /// Nodes that must hold the image at the end.
+    pub expected: Vec<bool>,
+    /// Nodes that cannot answer now.
+    pub silent: Vec<bool>,
+    /// Whether hosts that were kept back shall join now.
+    pub joins_due: bool,
+    /// What was done.
+    pub reports: Vec<FaultReport>,
+}
+
+impl Injector {
+    /// The disturbances of `plan`.
+    pub fn new(plan: &Plan) -> Self {
+        let planned = plan.faults.iter().cloned().map(|plan| Pending { plan, at: None });
+        let random = plan.chaos.map(|seed| chaos::schedule(seed, plan.seconds, plan.hosts)).unwrap_or_default();
+        let random = random.into_iter().map(|(at, plan)| Pending { plan, at: Some(at) });
+        Self {
+            pending: planned.chain(random).collect(),
+            undo: Vec::new(),
+            expected: vec![true; plan.hosts],
+            silent: vec![false; plan.hosts],
+            joins_due: false,
+            reports: Vec::new(),
+        }
+    }
+
+    /// Whether nothing is to be done or undone any more. What could not happen because the image was there first is reported.
+    pub fn is_done(&mut self, complete: bool) -> bool {
+        if complete {
+            for late in self.pending.drain(..) {
+                self.reports.push(FaultReport {
+                    fault: late.plan.to_string(),
+                    victims: Vec::new(),
+                    at_seconds: late.at.unwrap_or_default(),
+                    held_percent: Vec::new(),
+                    counts: false,
+                    note: "the image was everywhere before".into(),
+                });
+            }
+        }
+        self.pending.is_empty() && self.undo.is_empty()
+    }
+
+    /// Does and undoes what is due.
+    pub async fn tick(&mut self, cluster: &mut LabCluster, moment: &Moment<'_>) -> Result<()> {
+        let now = Instant::now();
+        let (due, rest) = std::mem::take(&mut self.undo).into_iter().partition(|(at, ..)| *at <= now);
+        self.undo = rest;
+        for (_, kind, victim) in due {
+            self.undo_one(cluster, kind, victim).await?;
+        }
+        let mut waiting = Vec::new();
+        for pending in std::mem::take(&mut self.pending) {
+            match self.due(cluster, &pending, moment) {
+                Some(victims) => self.inject(cluster, pending.plan, victims, moment).await?,
+                None => waiting.push(pending),
+            }
+        }
+        self.pending = waiting;
+        Ok(())
+    }
+
+    /// The victims, if it is time. A daemon that is away already is hit later.
+    fn due(&self, cluster: &LabCluster, pending: &Pending, moment: &Moment<'_>) -> Option<Vec<Victim>> {
+        let victims = self.victims(&pending.plan, moment)?;
+        if victims.iter().any(|victim| !self.is_up(cluster, *victim)) {
+            return None;
+        }
+        let is_time = match pending.at {
+            Some(at) => moment.seconds >= at,
+            None if pending.plan.kind == Kind::Full => true,
+            None => victims.iter().all(|victim| held(moment, *victim) >= pending.plan.percent),
+        };
+        is_time.then_some(victims)
+    }
+
+    fn victims(&self, plan: &FaultPlan, moment: &Moment<'_>) -> Option<Vec<Victim>> {
+        let first = moment.trees.first();
+        let feeds = |node: usize| -> usize {
+            let name = crate::cluster::agent_name(node);
+            moment.trees.iter().flat_map(|tree| &tree.edges).filter(|edge| edge.parent == name).count()
+        };
+        let living = || (0..self.expected.len()).filter(|node| self.expected[*node] && !self.silent[*node]);
+        let inner =
+            || living().filter(|node| first.is_some_and(|tree| tree.is_inner(&crate::cluster::agent_name(*node))));
+        let nodes = match plan.target {
+            Target::Controller => return Some(vec![Victim::Controller]),
+            Target::Origin => return Some(vec![Victim::Origin]),
+            Target::Count(_) => {
+                return Some(
+                    living().min_by_key(|node| moment.held_percent[*node] == 0).map(Victim::Node).into_iter().collect(),
+                );
+            }
+            Target::Node(node) => vec![node],
+            Target::Root => vec![node_of(&first?.edges.iter().find(|edge| edge.parent == ORIGIN)?.node)?],
+            Target::Inner => vec![inner().next()?],
+            Target::Leaf => vec![living().min_by_key(|node| feeds(*node))?],
+            Target::Two => {
+                let two: Vec<_> = inner().take(2).collect();
+                if two.len() < 2 {
+                    return None;
+                }
+                two
+            }
+            Target::Half => living().step_by(2).collect(),
+        };
+        Some(nodes.into_iter().map(Victim::Node).collect())
+    }
+
+    fn is_up(&self, cluster: &LabCluster, victim: Victim) -> bool {
+        match victim {
+            Victim::Node(node) => cluster.agents[node].is_some() && !self.silent[node],
+            Victim::Controller => cluster.controller.is_some(),
+            Victim::Origin => cluster.origin.is_some(),
+        }
+    }
+
+    async fn inject(
+        &mut self,
+        cluster: &mut LabCluster,
+        plan: FaultPlan,
+        victims: Vec<Victim>,
+        moment: &Moment<'_>,
+    ) -> Result<()> {
+        self.report(&plan, &victims, moment);
+        if plan.kind == Kind::Joins {
+            self.joins_due = true;
+            return Ok(());
+        }
+        for victim in victims {
+            self.hit(cluster, &plan, victim).await?;
+            let default = match (plan.kind, victim) {
+                (_, Victim::Origin) => Some(ORIGIN_AWAY),
+                (Kind::Link, _) => Some(LINK_AWAY),
+                _ => None,
+            };
+            match plan.seconds.or(default) {
+                Some(seconds) => self.undo.push((Instant::now() + Duration::from_secs_f64(seconds), plan.kind, victim)),
+                None => self.give_up(plan.kind, victim),
+            }
+        }
+        Ok(())
+    }
+
+    /// A node that stays away, or whose disk is too small, need not hold the image.
+    fn give_up(&mut self, kind: Kind, victim: Victim) {
+        if let (Kind::Kill | Kind::Stop | Kind::Full, Victim::Node(node)) = (kind, victim) {
+            self.expected[node] = false;
+        }
+    }
+
+    async fn hit(&mut self, cluster: &mut LabCluster, plan: &FaultPlan, victim: Victim) -> Result<()> {
+        match (plan.kind, victim) {
+            (Kind::Kill, Victim::Node(node)) => {
+                self.silent[node] = true;
+                kill(&mut cluster.agents[node]).await
+            }
+            (Kind::Kill, Victim::Controller) => kill(&mut cluster.controller).await,
+            (Kind::Kill, Victim::Origin) => kill(&mut cluster.origin).await,
+            (Kind::Stop, victim) => {
+                if let Victim::Node(node) = victim {
+                    self.silent[node] = true;
+                }
+                signal(daemon(cluster, victim), Signal::STOP)
+            }
+            (Kind::Link, Victim::Node(node)) => Ok(cluster.network.set_link(&cluster.network.agents()[node], false)?),
+            (Kind::Slow, Victim::Node(node)) => {
+                let rate = cluster.network.rate().divided(SLOWER);
+                Ok(cluster.network.set_rate(&cluster.network.agents()[node], rate)?)
+            }
+            (Kind::Flip, Victim::Node(node)) => {
+                cluster.proxies[node].arm(true);
+                Ok(())
+            }
+            // The small disk was there from the start; joins are up to the run; the rest cannot be parsed.
+            _ => Ok(()),
+        }
+    }
+
+    async fn undo_one(&mut self, cluster: &mut LabCluster, kind: Kind, victim: Victim) -> Result<()> {
+        match (kind, victim) {
+            (Kind::Kill, Victim::Node(node)) => {
+                cluster.start_agent(node).await?;
+                self.silent[node] = false;
+                Ok(())
+            }
+            (Kind::Kill, Victim::Controller) => cluster.start_controller().await,
+            (Kind::Kill, Victim::Origin) => cluster.start_origin().await,
+            (Kind::Stop, victim) => {
+                if let Victim::Node(node) = victim {
+                    self.silent[node] = false;
+                }
+                signal(daemon(cluster, victim), Signal::CONT)
+            }
+            (Kind::Link, Victim::Node(node)) => Ok(cluster.network.set_link(&cluster.network.agents()[node], true)?),
+            (Kind::Slow, Victim::Node(node)) => {
+                Ok(cluster.network.set_rate(&cluster.network.agents()[node], cluster.network.rate())?)
+            }
+            (Kind::Flip, Victim::Node(node)) => {
+                cluster.proxies[node].arm(false);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn report(&mut self, plan: &FaultPlan, victims: &[Victim], moment: &Moment<'_>) {
+        let held_percent: Vec<u8> = victims.iter().map(|victim| held(moment, *victim)).collect();
+        let middle = held_percent.iter().any(|percent| COUNTS.contains(percent));
+        let neighbour = victims.iter().any(|victim| self.has_neighbour(*victim, victims, moment.trees));
+        let note = match (middle, neighbour) {
+            (false, _) => "the victim held less than 20 % or more than 80 % of the image",
+            (_, false) => "the victim had no living neighbour",
+            _ => "",
+        };
+        self.reports.push(FaultReport {
+            fault: plan.to_string(),
+            victims: victims.iter().map(|victim| name(*victim)).collect(),
+            at_seconds: moment.seconds,
+            held_percent,
+            counts: middle && neighbour,
+            note: note.into(),
+        });
+    }
+
+    fn has_neighbour(&self, victim: Victim, victims: &[Victim], trees: &[TreeView]) -> bool {
+        if !matches!(victim, Victim::Node(_)) {
+            return true;
+        }
+        let own = name(victim);
+        let lives = |other: &str| {
+            let node = node_of(other);
+            node.is_some_and(|node| self.expected[node] && !self.silent[node] && !victims.contains(&Victim::Node(node)))
+        };
+        let mut edges = trees.iter().flat_map(|tree| &tree.edges);
+        edges.any(|edge| (edge.node == own && lives(&edge.parent)) || (edge.parent == own && lives(&edge.node)))
+    }
+}
+
+impl FaultReport {
+    /// One line.
+    pub fn text(&self) -> String {
+        let held: Vec<_> = self.held_percent.iter().map(|percent| format!("{percent} %")).collect();
+        let counts = if self.counts { "" } else { "  does not count: " };
+        format!(
+            "fault {}  {} at {:.2} s with {}{counts}{}",
+            self.fault,
+            self.victims.join(" "),
+            self.at_seconds,
+            held.join(" "),
+            self.note
+        )
+    }
+}
+
+fn held(moment: &Moment<'_>, victim: Victim) -> u8 {
+    match victim {
+        Victim::Node(node) => moment.held_percent[node],
+        _ => {
+            let mut all = moment.held_percent.to_vec();
+            all.sort_unstable();
+            all.get(all.len() / 2).copied().unwrap_or(0)
+        }
+    }
+}
+
+fn name(victim: Victim) -> String {
+    match victim {
+        Victim::Node(node) => crate::cluster::agent_name(node),
+        Victim::Controller => "controller".into(),
+        Victim::Origin => "origin".into(),
+    }
+}
+
+fn node_of(name: &str) -> Option<usize> {
+    name.strip_prefix('n')?.parse::<usize>().ok()?.checked_sub(1)
+}
+
+fn daemon(cluster: &LabCluster, victim: Victim) -> Option<&Daemon> {
+    match victim {
+        Victim::Node(node) => cluster.agents[node].as_ref(),
+        Victim::Controller => cluster.controller.as_ref(),
+        Victim::Origin => cluster.origin.as_ref(),
+    }
+}
+
+async fn kill(daemon: &mut Option<Daemon>) -> Result<()> {
+    match daemon.take() {
+        Some(mut daemon) => daemon.kill().await,
+        None => Ok(()),
+    }
+}
+
+fn signal(daemon: Option<&Daemon>, signal: Signal) -> Result<()> {
+    let pid = daemon.and_then(Daemon::pid).and_then(|pid| Pid::from_raw(pid as i32));
+    let pid = pid.context("a process that should be signalled is gone; look at its log with --keep")?;
+    kill_process(pid, signal).context("cannot signal a daemon")
+}

@@ -1,0 +1,165 @@
+//! `faasnet lab up | down | shell`: a lab that stays, held by a process of its own.
+//!
+//! The keeper starts the daemons with a pipe to itself; when it ends, however it ends, they end. `down` ends it and removes the rest.
+
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use faasnet_lab::state::State;
+use faasnet_lab::{LabId, Network, leftovers};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncBufReadExt, BufReader};
+
+use super::cluster::{FUNCTION, LabCluster};
+use super::plan::Plan;
+use super::session::Session;
+use super::{DownArgs, ShellArgs, UpArgs};
+use crate::cli::Global;
+use crate::{daemon, output};
+
+/// How long a keeper may take to end by itself.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// `lab up`: starts the keeper, waits until it says that all is ready, and leaves it alone.
+pub async fn up(global: &Global, args: UpArgs) -> Result<()> {
+    let id = args.hosts.id.clone().unwrap_or_else(LabId::fresh);
+    ensure!(State::read(&id).is_none(), "the lab {id} exists already; take it down with `faasnet lab down {id}`");
+    let mut arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    if let Some(command) = arguments.iter_mut().find(|argument| *argument == "up") {
+        *command = "keep".into();
+    }
+    if args.hosts.id.is_none() {
+        arguments.extend(["--id".into(), id.to_string().into()]);
+    }
+    let exe = std::env::current_exe().context("cannot find this program's own file")?;
+    let mut keeper = tokio::process::Command::new(exe);
+    // A process group of its own: Ctrl-C after `up` is not for the keeper.
+    keeper.args(arguments).process_group(0).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut keeper = keeper.spawn().context("cannot start the keeper")?;
+    let out = keeper.stdout.take().context("the keeper has no output")?;
+    let mut line = String::new();
+    BufReader::new(out).read_line(&mut line).await.context("cannot hear from the keeper")?;
+    let Some(description) = line.trim().strip_prefix("ready ") else {
+        bail!("the lab did not come up");
+    };
+    if global.json {
+        return output::line(description);
+    }
+    output::line(format!(
+        "the lab {id} is up: {} hosts at {}\nlook around:  faasnet lab shell --id {id} -- faasnet nodes\n\
+         bring the image everywhere:  faasnet lab shell --id {id} -- faasnet provision {FUNCTION} --tenant lab --count {}\n\
+         take it down:  faasnet lab down {id}",
+        args.hosts.hosts, args.hosts.rate, args.hosts.hosts
+    ))
+}
+
+/// `lab keep`: brings the lab up, registers the image, and holds the daemons until it is told to stop.
+pub async fn keep(args: UpArgs) -> Result<()> {
+    let plan = Plan::from(&args);
+    plan.check()?;
+    let shutdown = daemon::shutdown(false)?;
+    let session = Session::open(&plan, true)?;
+    let (network, folder, settings) = (session.network.clone(), session.folder().to_owned(), plan.clone());
+    let work = async move {
+        let layout = super::image::layout(&settings, &folder)?;
+        let mut cluster = LabCluster::start(&network, &settings, &layout, &folder).await?;
+        let function = cluster.register(&mut cluster.control().await?).await?;
+        let description = serde_json::json!({
+            "id": network.id().to_string(),
+            "hosts": settings.hosts,
+            "controller": cluster.url(),
+            "secret_file": cluster.secret_file(),
+            "folder": folder,
+            "function": function,
+        });
+        output::line(format!("ready {description}"))?;
+        shutdown.await;
+        cluster.stop().await
+    };
+    let outcome = session.inside(work).await;
+    session.close(false)?;
+    outcome
+}
+
+/// `lab down`.
+pub fn down(global: &Global, args: DownArgs) -> Result<()> {
+    let labs = match args.id {
+        Some(id) => vec![id],
+        None => leftovers::labs()?.into_iter().collect(),
+    };
+    let mut removed = Vec::new();
+    for id in labs {
+        let state = State::read(&id);
+        if let Some(state) = state.as_ref().filter(|state| state.is_owned()) {
+            if !state.stays {
+                eprintln!("the lab {id} is used by process {}; it goes when that ends", state.owner);
+                continue;
+            }
+            end(state)?;
+        }
+        let found = leftovers::remove(&id)?;
+        removed.push(
+            serde_json::json!({ "id": id.to_string(), "found": found, "was_up": state.is_some_and(|s| s.stays) }),
+        );
+    }
+    if global.json {
+        return output::json(&removed);
+    }
+    match removed.len() {
+        0 => output::line("there is no lab to take down"),
+        count => output::line(format!("took down {count} lab{}", if count == 1 { "" } else { "s" })),
+    }
+}
+
+/// `lab shell`: becomes the command.
+pub fn shell(args: ShellArgs) -> Result<ExitCode> {
+    let network = find(args.id.as_ref())?;
+    let Some(host) = network.host(&args.host) else { bail!("the lab {} has no host {}", network.id(), args.host) };
+    let state = State::read(network.id()).context("the lab has no note; take it down and make it anew")?;
+    let folder = state.folder.context("the lab has no folder")?;
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net={}", faasnet_lab::enter::path(&host.namespace).display())).arg("--");
+    match args.command.is_empty() {
+        true => command.arg(std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into())),
+        false => command.args(args.command),
+    };
+    command.env("FAASNET_CONTROLLER", format!("http://{}:7400", network.controller().address));
+    command.env("FAASNET_SECRET_FILE", folder.join("secret")).env("FAASNET_LAB", network.id().to_string());
+    Err(command.exec()).context("cannot enter the host; is nsenter (util-linux) installed?")
+}
+
+/// The lab called `id`, or the only one that stays.
+pub fn find(id: Option<&LabId>) -> Result<Network> {
+    let stays = |id: &LabId| State::read(id).is_some_and(|state| state.stays);
+    let id = match id {
+        Some(id) => id.clone(),
+        None => {
+            let mut up: Vec<_> = leftovers::labs()?.into_iter().filter(stays).collect();
+            match (up.pop(), up.is_empty()) {
+                (Some(id), true) => id,
+                (None, _) => bail!("no lab is up; make one with `faasnet lab up`"),
+                _ => bail!("several labs are up; say which with --id"),
+            }
+        }
+    };
+    let rate = State::read(&id).and_then(|state| state.rate.parse().ok());
+    let rate = rate.with_context(|| format!("there is no lab {id}; make it with `faasnet lab up --id {id}`"))?;
+    Ok(Network::open(&id, rate)?)
+}
+
+fn end(state: &State) -> Result<()> {
+    let Some(pid) = Pid::from_raw(state.owner as i32) else { return Ok(()) };
+    // Ignored: it may have ended in the meantime.
+    let _ = kill_process(pid, Signal::TERM);
+    let deadline = Instant::now() + DEADLINE;
+    while state.is_owned() {
+        if Instant::now() > deadline {
+            // Ignored: as above.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}

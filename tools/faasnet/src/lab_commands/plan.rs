@@ -1,0 +1,212 @@
+//! What an experiment is: hosts, image, policy, disturbances. From flags or from a scenario file; the same settings either way.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use clap::ValueEnum;
+use faasnet_lab::network::MOST_HOSTS;
+use faasnet_lab::{LabId, Rate};
+use serde::{Deserialize, Serialize};
+
+use super::fault::FaultPlan;
+use super::{HostArgs, ImageArgs, ProvisionArgs, UpArgs};
+use crate::cli::{Engine, parse_bytes};
+
+/// How the image gets to the hosts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LabPolicy {
+    /// Two trees, each carrying half of the image
+    Twin,
+    /// One tree of minimum height
+    Complete,
+    /// The paper's balanced tree
+    Avl,
+    /// No tree: every host reads the origin
+    Direct,
+}
+
+/// An experiment.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Plan {
+    /// Hosts beside origin and controller.
+    pub hosts: usize,
+    /// Of every link, each way.
+    pub rate: Rate,
+    /// Of the made image.
+    #[serde(deserialize_with = "bytes")]
+    pub size: u64,
+    /// A layout in place of a made image.
+    pub image: Option<PathBuf>,
+    /// How the image gets to the hosts.
+    pub policy: LabPolicy,
+    /// How agents move bytes.
+    pub engine: Engine,
+    /// How often.
+    pub runs: usize,
+    /// Disturbances.
+    pub faults: Vec<FaultPlan>,
+    /// Random disturbances.
+    pub chaos: Option<u64>,
+    /// For how long.
+    pub seconds: u64,
+    /// The largest packet.
+    pub mtu: Option<u32>,
+    /// More arguments for every agent.
+    pub agent_args: Vec<String>,
+    /// Where the folder goes.
+    pub dir: Option<PathBuf>,
+    /// Whether the folder stays.
+    pub keep: bool,
+    /// The lab's name.
+    #[serde(skip)]
+    pub id: Option<LabId>,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            hosts: 15,
+            rate: Rate::from_bits(100_000_000).unwrap_or_else(|_| unreachable!("100 Mbit/s is a rate")),
+            size: 64 << 20,
+            image: None,
+            policy: LabPolicy::Twin,
+            engine: Engine::Auto,
+            runs: 1,
+            faults: Vec::new(),
+            chaos: None,
+            seconds: 20,
+            mtu: None,
+            agent_args: Vec::new(),
+            dir: None,
+            keep: false,
+            id: None,
+        }
+    }
+}
+
+impl Plan {
+    /// Reads a scenario.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("cannot read the scenario {}", path.display()))?;
+        toml::from_str(&text).map_err(|error: toml::de::Error| {
+            anyhow!("{} is no scenario: {}; see `faasnet lab run --help`", path.display(), error.message())
+        })
+    }
+
+    /// Refuses what cannot work, before anything is made.
+    pub fn check(&self) -> Result<()> {
+        ensure!((1..=MOST_HOSTS).contains(&self.hosts), "{} hosts; the lab has 1 to {MOST_HOSTS}", self.hosts);
+        ensure!(self.runs > 0, "runs = 0 measures nothing");
+        ensure!(self.size >= 1, "an image has at least one byte");
+        if self.policy == LabPolicy::Avl {
+            bail!("this version has no avl trees; choose twin, complete or direct");
+        }
+        let disturbed = !self.faults.is_empty() || self.chaos.is_some();
+        ensure!(
+            !(disturbed && self.policy == LabPolicy::Direct),
+            "hosts that read the origin on their own are not disturbed; choose twin or complete"
+        );
+        ensure!(self.chaos.is_none() || self.faults.is_empty(), "chaos and faults exclude each other");
+        let joins: usize = self.faults.iter().map(FaultPlan::joins).sum();
+        ensure!(joins < self.hosts, "{joins} of {} hosts join late; at least one must be there before", self.hosts);
+        self.faults.iter().try_for_each(|fault| fault.check(self.hosts))
+    }
+
+    /// Hosts that get the image from the start.
+    pub fn early_hosts(&self) -> usize {
+        self.hosts - self.faults.iter().map(FaultPlan::joins).sum::<usize>()
+    }
+
+    fn with(hosts: &HostArgs, image: &ImageArgs) -> Self {
+        Self {
+            hosts: hosts.hosts.into(),
+            rate: hosts.rate,
+            size: image.size,
+            image: image.image.clone(),
+            engine: hosts.engine,
+            mtu: hosts.mtu,
+            agent_args: hosts.agent_arg.clone(),
+            dir: hosts.dir.clone(),
+            id: hosts.id.clone(),
+            ..Self::default()
+        }
+    }
+}
+
+impl From<&ProvisionArgs> for Plan {
+    fn from(args: &ProvisionArgs) -> Self {
+        Self {
+            policy: args.policy,
+            runs: args.runs.into(),
+            faults: args.faults.clone(),
+            chaos: args.chaos,
+            seconds: args.seconds,
+            keep: args.keep,
+            ..Self::with(&args.hosts, &args.image)
+        }
+    }
+}
+
+impl From<&UpArgs> for Plan {
+    fn from(args: &UpArgs) -> Self {
+        Self::with(&args.hosts, &args.image)
+    }
+}
+
+impl fmt::Display for LabPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Twin => "twin",
+            Self::Complete => "complete",
+            Self::Avl => "avl",
+            Self::Direct => "direct",
+        })
+    }
+}
+
+/// `67108864` or `"64MiB"`.
+fn bytes<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Bytes {
+        Number(u64),
+        Text(String),
+    }
+    match Bytes::deserialize(deserializer)? {
+        Bytes::Number(bytes) => Ok(bytes),
+        Bytes::Text(text) => parse_bytes(&text).map_err(serde::de::Error::custom),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scenario(text: &str) -> Result<Plan> {
+        let plan: Plan = toml::from_str(text)?;
+        plan.check().map(|()| plan)
+    }
+
+    /// Catches a scenario that means something else than the same flags, and misspelt or senseless ones that pass.
+    #[test]
+    fn scenarios_are_read_and_checked() {
+        let plan = scenario("hosts = 31\nsize = '1MiB'\nfaults = ['joins:30@50', 'kill:n1']").unwrap();
+        assert_eq!((plan.size, plan.early_hosts(), plan.runs), (1 << 20, 1, 1));
+        for wrong in [
+            "host = 3",
+            "hosts = 0",
+            "hosts = 2\nfaults = ['joins:2']",
+            "hosts = 2\nfaults = ['kill:n3']",
+            "faults = ['burn:n1']",
+            "policy = 'avl'",
+            "policy = 'direct'\nchaos = 1",
+        ] {
+            assert!(scenario(wrong).is_err(), "{wrong}");
+        }
+        assert!(scenario("policy = 'avl'").unwrap_err().to_string().contains("no avl trees"));
+    }
+}

@@ -1,0 +1,163 @@
+//! What an experiment found, as JSON and as text. Pure: numbers in, text out.
+
+use std::path::PathBuf;
+
+use faasnet_lab::scheduling::SchedulingDelay;
+use serde::Serialize;
+
+use super::audit::Audit;
+use super::environment::Environment;
+use super::injector::FaultReport;
+use super::plan::Plan;
+use crate::demo::report::Report;
+use crate::output;
+
+/// Everything that `faasnet lab provision --json` prints: the median run at top level, with the names of `faasnet demo --json`.
+#[derive(Debug, Serialize)]
+pub struct LabReport {
+    /// The median run by `ratio`.
+    #[serde(flatten)]
+    pub median: RunReport,
+    /// What was asked for.
+    pub settings: Plan,
+    /// Where it ran.
+    pub environment: Environment,
+    /// All runs, in their order.
+    pub runs: Vec<RunReport>,
+    /// What was left of the lab after it was taken down; must be empty.
+    pub leftovers: Vec<String>,
+}
+
+/// One run.
+#[derive(Debug, Clone, Serialize)]
+pub struct RunReport {
+    /// The fields of `faasnet demo`.
+    #[serde(flatten)]
+    pub demo: Report,
+    /// Payload bytes per second of one raw TCP flow through the same links.
+    pub payload_rate: f64,
+    /// Image bytes ÷ `payload_rate`.
+    pub bound_seconds: f64,
+    /// Slowest host ÷ `bound_seconds`.
+    pub ratio: f64,
+    /// CPU time of all agents ÷ GiB that they hold together.
+    pub cpu_seconds_per_gib: f64,
+    /// The most memory of any agent, without file cache.
+    pub peak_memory_bytes: u64,
+    /// Bytes that left the origin's host, by its interface's counter.
+    pub origin_interface_bytes: u64,
+    /// `origin_interface_bytes` ÷ image bytes.
+    pub origin_share: f64,
+    /// How long runnable tasks of this machine waited for a core.
+    pub scheduling: SchedulingDelay,
+    /// Each host as seen from outside.
+    pub hosts: Vec<HostReport>,
+    /// The disturbances.
+    pub faults: Vec<FaultReport>,
+    /// The check at the end.
+    pub audit: Audit,
+}
+
+/// One host.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct HostReport {
+    /// Its name.
+    pub name: String,
+    /// CPU time of its agent.
+    pub cpu_seconds: f64,
+    /// The most memory of its agent, without file cache.
+    pub peak_memory_bytes: u64,
+    /// The same, with mapped files.
+    pub peak_rss_bytes: u64,
+    /// Bytes that its interface received.
+    pub interface_received_bytes: u64,
+    /// Bytes that its interface sent.
+    pub interface_sent_bytes: u64,
+    /// The longest time without progress.
+    pub longest_stall_seconds: f64,
+    /// When that began, since the start of provisioning.
+    pub longest_stall_at: f64,
+}
+
+impl LabReport {
+    /// Puts the runs together.
+    pub fn new(settings: Plan, runs: Vec<RunReport>) -> Option<Self> {
+        let median = runs.get(median_of(&runs.iter().map(|run| run.ratio).collect::<Vec<_>>())?)?.clone();
+        Some(Self { median, settings, environment: Environment::read(), runs, leftovers: Vec::new() })
+    }
+
+    /// Whether every run delivered the right bytes and nothing was left.
+    pub fn is_clean(&self) -> bool {
+        self.leftovers.is_empty() && self.runs.iter().all(|run| run.audit.is_clean())
+    }
+
+    /// The report for people.
+    pub fn text(&self, kept: Option<&PathBuf>) -> String {
+        let plan = &self.settings;
+        let mut lines = vec![format!(
+            "{} hosts at {}, {}, {} of {}, kernel {}, {} cores\n",
+            plan.hosts,
+            plan.rate,
+            plan.policy,
+            plan.engine,
+            output::bytes(self.median.demo.image.bytes),
+            self.environment.kernel,
+            self.environment.cores
+        )];
+        let columns =
+            ["run", ">slowest", ">bound", ">ratio", ">median", ">origin", ">CPU s/GiB", ">memory", ">stall", ">waited"];
+        lines.push(output::table(&columns, self.runs.iter().zip(1..).map(|(run, number)| run.row(number))));
+        for run in &self.runs {
+            lines.extend(run.faults.iter().map(FaultReport::text));
+            lines.extend(run.audit.problems.iter().map(|problem| format!("PROBLEM: {problem}")));
+        }
+        lines.extend(self.leftovers.iter().map(|left| format!("PROBLEM: left behind: {left}")));
+        lines.push(match self.is_clean() {
+            true => "audit: every living node has the right bytes, nothing is left behind".into(),
+            false => "audit: FAILED".into(),
+        });
+        lines.extend(kept.map(|folder| format!("files: {}", folder.display())));
+        lines.join("\n")
+    }
+}
+
+impl RunReport {
+    fn row(&self, number: usize) -> Vec<String> {
+        let stall = self.hosts.iter().map(|host| host.longest_stall_seconds).fold(0.0, f64::max);
+        let waited = self.scheduling.waited_seconds.map_or("?".into(), |waited| {
+            format!("{:.0} %", 100.0 * waited / (self.scheduling.seconds * self.scheduling.cores as f64).max(1e-9))
+        });
+        vec![
+            number.to_string(),
+            output::seconds(self.demo.seconds.max),
+            output::seconds(self.bound_seconds),
+            format!("{:.3}", self.ratio),
+            output::seconds(self.demo.seconds.p50),
+            format!("{:.3} ×", self.origin_share),
+            format!("{:.2}", self.cpu_seconds_per_gib),
+            output::bytes(self.peak_memory_bytes),
+            output::seconds(stall),
+            waited,
+        ]
+    }
+}
+
+/// The place of the lower median.
+fn median_of(values: &[f64]) -> Option<usize> {
+    let mut places: Vec<usize> = (0..values.len()).collect();
+    places.sort_by(|a, b| values[*a].total_cmp(&values[*b]));
+    places.get(values.len().checked_sub(1)? / 2).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Catches a "median" that is the first, the best or the worst run.
+    #[test]
+    fn the_median_run_is_in_the_middle() {
+        assert_eq!(median_of(&[3.0, 1.0, 2.0]), Some(2));
+        assert_eq!(median_of(&[3.0, 1.0]), Some(1));
+        assert_eq!(median_of(&[]), None);
+    }
+}

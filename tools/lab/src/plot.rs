@@ -1,0 +1,98 @@
+//! Plots as SVG: lines over a common axis. Written with plotters' SVG back end; no fonts are embedded.
+
+use std::path::Path;
+
+use plotters::prelude::*;
+
+use crate::LabError;
+use crate::error::Result;
+
+/// A line with a name.
+#[derive(Debug, Clone)]
+pub struct Line {
+    /// Shown in the legend; lines without a name share one colour and no legend.
+    pub name: Option<String>,
+    /// In the order of x.
+    pub points: Vec<(f64, f64)>,
+}
+
+/// What is written around the lines.
+#[derive(Debug, Clone)]
+pub struct Labels<'a> {
+    /// Above.
+    pub title: &'a str,
+    /// Below.
+    pub x: &'a str,
+    /// Left.
+    pub y: &'a str,
+}
+
+const SIZE: (u32, u32) = (900, 480);
+
+/// Draws `lines` into `path`; dashed verticals stand at `marks`.
+pub fn lines(path: &Path, labels: &Labels<'_>, lines: &[Line], marks: &[f64]) -> Result<()> {
+    let mut text = String::new();
+    draw(&mut text, labels, lines, marks)
+        .map_err(|error| LabError::Invalid(format!("cannot draw {}: {error}", path.display())))?;
+    std::fs::write(path, text).map_err(LabError::io(format!("cannot write {}", path.display())))
+}
+
+fn draw(
+    text: &mut String,
+    labels: &Labels<'_>,
+    lines: &[Line],
+    marks: &[f64],
+) -> std::result::Result<(), Box<dyn std::error::Error>> {
+    let area = SVGBackend::with_string(text, SIZE).into_drawing_area();
+    area.fill(&WHITE)?;
+    let points = || lines.iter().flat_map(|line| &line.points);
+    let largest = |of: fn(&(f64, f64)) -> f64| points().map(of).fold(1e-9, f64::max) * 1.02;
+    let (right, top) = (largest(|point| point.0), largest(|point| point.1));
+    let mut chart = ChartBuilder::on(&area)
+        .caption(labels.title, ("sans-serif", 18))
+        .margin(12)
+        .x_label_area_size(42)
+        .y_label_area_size(60)
+        .build_cartesian_2d(0.0..right, 0.0..top)?;
+    chart.configure_mesh().x_desc(labels.x).y_desc(labels.y).light_line_style(WHITE).draw()?;
+    for mark in marks {
+        chart.draw_series(LineSeries::new([(*mark, 0.0), (*mark, top)], BLACK.mix(0.4)))?;
+    }
+    for (index, line) in lines.iter().enumerate() {
+        let colour = match line.name {
+            Some(_) => Palette99::pick(index).to_rgba(),
+            None => BLUE.mix(0.35),
+        };
+        let series = chart.draw_series(LineSeries::new(line.points.iter().copied(), colour.stroke_width(2)))?;
+        if let Some(name) = &line.name {
+            series.label(name).legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2)));
+        }
+    }
+    if lines.iter().any(|line| line.name.is_some()) {
+        let position = SeriesLabelPosition::UpperLeft;
+        chart
+            .configure_series_labels()
+            .position(position)
+            .border_style(BLACK.mix(0.2))
+            .background_style(WHITE)
+            .draw()?;
+    }
+    area.present()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Catches a plot without its lines or its words, and one that fails without points.
+    #[test]
+    fn lines_and_words_are_drawn() {
+        let labels = Labels { title: "progress", x: "seconds", y: "share" };
+        let named = Line { name: Some("n1".into()), points: vec![(0.0, 0.0), (1.0, 1.0)] };
+        let mut text = String::new();
+        draw(&mut text, &labels, &[named], &[0.5]).unwrap();
+        assert!(text.starts_with("<svg") && text.contains("progress") && text.contains("n1"), "{text}");
+        draw(&mut String::new(), &labels, &[], &[]).unwrap();
+    }
+}

@@ -338,6 +338,7 @@ impl Upstreams {
     /// Bars `target` for `bar`, doubled with each failure in a row up to 16-fold and spread by up to a half, so that nodes which
     /// failed together do not return together.
     fn distrust(&mut self, target: Target, now: Now, bar: Duration) {
+        self.distrusted.retain(|distrust| now.saturating_sub(distrust.until) < FORGET_AFTER);
         let index = self.distrusted.iter().position(|distrust| distrust.target == target).unwrap_or_else(|| {
             self.distrusted.push(Distrust { target, until: now, failures: 0 });
             self.distrusted.len() - 1
@@ -424,6 +425,8 @@ impl Target {
 }
 
 const MAX_SUGGESTED: usize = 8;
+/// A failure is forgotten this long after its bar has ended, so that the list stays short whatever addresses neighbours name.
+const FORGET_AFTER: Duration = Duration::from_secs(30);
 const MAX_BAR: Duration = Duration::from_secs(3);
 const MAX_SILENCE: Duration = Duration::from_secs(4);
 /// How long a parent that was told to stop may take to end; what it still sends after that is asked for again elsewhere.

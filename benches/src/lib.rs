@@ -1,3 +1,9 @@
-//! Micro-benches of what happens per frame and per block; see `benches/`. Run them with `cargo bench -p faasnet-benches`.
+//! Benches of the data plane: `relay` is what `faasnet bench relay` runs; micro-benches of single steps are in `benches/`
+//! (`cargo bench -p faasnet-benches`).
+//!
+//! Our rows run the agent's own code; what is written here is only what stands around it and what it is compared with.
 
 #![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod relay;

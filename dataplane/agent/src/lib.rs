@@ -29,7 +29,8 @@ use faasnet_api::NodeId;
 use faasnet_ring::SocketOptions;
 
 pub use config::{Config, ConfigError, Engine, Secret};
-use worker::{WorkerConfig, WorkerHandle};
+pub use link::{WorkerEnded, WorkerLink};
+use worker::{Verify, WorkerConfig, WorkerHandle};
 
 /// An agent that has bound its ports and opened its store; [`Agent::run_until`] makes it work.
 pub struct Agent(agent::Parts<WorkerHandle>);
@@ -48,6 +49,7 @@ impl Agent {
                 patience: config.patience(),
                 buffers: config.buffers,
                 socket_options: SocketOptions::default(),
+                verify: Verify::default(),
             })
             .await?;
             let address = worker.data_address();

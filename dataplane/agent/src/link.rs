@@ -11,10 +11,10 @@ use crate::worker::mailbox::{WorkerCommand, WorkerEvent};
 #[error(
     "the data worker of this agent has ended unexpectedly; see the log above for its reason, then restart the agent"
 )]
-pub(crate) struct WorkerEnded;
+pub struct WorkerEnded;
 
 /// See the module's documentation.
-pub(crate) trait WorkerLink: Send + 'static {
+pub trait WorkerLink: Send + 'static {
     /// Puts a command into the worker's mailbox; waits, shortly, while that is full.
     fn send(&self, command: WorkerCommand) -> Result<(), WorkerEnded>;
 

@@ -15,6 +15,7 @@ use faasnet_store::StoredImage;
 use std::net::SocketAddr;
 use tokio::sync::mpsc;
 
+use super::Verify;
 use super::mailbox::WorkerEvent;
 
 /// The name of a connection, listener or waker of this worker; never used twice, so a late completion finds nobody.
@@ -81,6 +82,7 @@ pub(super) struct Io {
     pub(super) mover: Mover,
     pub(super) patience: Patience,
     pub(super) socket_options: SocketOptions,
+    pub(super) verify: Verify,
     pub(super) me: NodeId,
     pub(super) secret: ClusterSecret,
     pub(super) data_address: SocketAddr,
@@ -118,6 +120,7 @@ impl Io {
             mover,
             patience: config.patience,
             socket_options: config.socket_options.clone(),
+            verify: config.verify,
             me: config.node,
             secret: config.secret.clone(),
             data_address,

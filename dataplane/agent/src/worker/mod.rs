@@ -30,6 +30,16 @@ mod stripe;
 
 use mailbox::{WorkerCommand, WorkerEvent};
 
+/// How a block is checked before it is forwarded and kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Verify {
+    /// BLAKE3 against the descriptor.
+    #[default]
+    Blake3,
+    /// Not at all: for experiments on networks where every host is trusted.
+    Off,
+}
+
 /// What a worker needs to start.
 #[derive(Debug, Clone)]
 pub struct WorkerConfig {
@@ -51,6 +61,8 @@ pub struct WorkerConfig {
     pub buffers: usize,
     /// Data sockets.
     pub socket_options: SocketOptions,
+    /// How blocks are checked.
+    pub verify: Verify,
 }
 
 /// The control side's hold on a running worker. Dropping it stops the worker without waiting.

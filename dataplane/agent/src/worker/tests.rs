@@ -102,6 +102,7 @@ impl Node {
             patience: Patience { silence: Duration::from_secs(1), ..Patience::default() },
             buffers: 16,
             socket_options: SocketOptions::default(),
+            verify: Verify::Blake3,
         };
         let worker = start(config).await.unwrap();
         Self { worker, store, events: Vec::new(), stored: None, _dir: dir }

@@ -1,0 +1,104 @@
+//! Our rows: the agent's own worker, with a store, a ticket, frames and maps; this file plays the control side.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+use faasnet_agent::Engine as WorkerEngine;
+use faasnet_agent::WorkerLink;
+use faasnet_agent::worker::mailbox::{Assignment, FunctionReport, StripePlan, Target, WorkerCommand, WorkerEvent};
+use faasnet_agent::worker::{self, Verify, WorkerConfig, WorkerHandle};
+use faasnet_api::Ticket;
+use faasnet_ring::SocketOptions;
+use faasnet_store::Store;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+use super::super::stream::Stream;
+use super::super::{Engine, Mode};
+use super::{CHILD_NODES, FUNCTION, Job, Ledger, ORIGIN_NODE, Relay, SECRET};
+
+pub(super) struct WorkerRelay {
+    worker: WorkerHandle,
+    runtime: Runtime,
+    // The image's files; removed when the relay ends.
+    _store: Store,
+    _folder: TempDir,
+}
+
+/// Longer than any run takes.
+const DEADLINE: Duration = Duration::from_secs(240);
+/// As an agent has by default.
+const BUFFERS: usize = 24;
+
+impl WorkerRelay {
+    pub(super) fn start(job: &Job) -> Result<Self> {
+        let stream = Stream::new(job.gib)?;
+        let folder = TempDir::new_in(&job.folder).context("cannot make a folder for the store")?;
+        let store = Store::open(folder.path(), None)?;
+        let image = store.open_image("bench", Arc::clone(&stream.descriptor))?;
+        let config = WorkerConfig {
+            listen: ([0, 0, 0, 0], 0).into(),
+            advertise: None,
+            node: store.node_id(),
+            secret: SECRET.clone(),
+            feed: ([127, 0, 0, 1], 1).into(),
+            engine: if job.engine == Engine::Copy { WorkerEngine::Copy } else { WorkerEngine::Splice },
+            patience: Default::default(),
+            buffers: BUFFERS,
+            socket_options: SocketOptions::default(),
+            verify: match job.mode {
+                Mode::Keep => Verify::Off,
+                Mode::KeepBlake3 => Verify::Blake3,
+                other => bail!("an agent's worker has no mode {other}"),
+            },
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let worker = runtime.block_on(worker::start(config))?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+        let plan = StripePlan {
+            upstream: Target::Node(ORIGIN_NODE, job.origin),
+            fallbacks: Vec::new(),
+            children: CHILD_NODES[..job.children].to_vec(),
+        };
+        let assignment = Assignment {
+            function: *FUNCTION,
+            image: image.descriptor().id(),
+            term: 1,
+            epoch: 1,
+            ticket: Ticket::issue(&SECRET, store.node_id(), *FUNCTION, image.descriptor().id(), now),
+            stripes: vec![plan],
+            stored: Some(image),
+        };
+        worker.send(WorkerCommand::Assign(Box::new(assignment)))?;
+        Ok(Self { worker, runtime, _store: store, _folder: folder })
+    }
+}
+
+impl Relay for WorkerRelay {
+    fn port(&self) -> u16 {
+        self.worker.data_address().port()
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<Ledger> {
+        let worker = &mut self.worker;
+        let report = self.runtime.block_on(async { tokio::time::timeout(DEADLINE, complete(worker)).await });
+        let report = report.context("the worker did not complete the image")??;
+        if report.edges_failed > 0 || report.bytes_refetched > 0 {
+            bail!("not a clean run: {report:?}");
+        }
+        // One copy into a buffer, one into the page cache, and what the worker sent to children from buffers.
+        let copied_bytes = 2 * report.bytes_received + report.bytes_copied;
+        Ok(Ledger { upstream_bytes: report.bytes_received, copied_bytes })
+    }
+}
+
+async fn complete(worker: &mut WorkerHandle) -> Result<FunctionReport> {
+    loop {
+        match worker.next_event().await.context("the worker ended")? {
+            WorkerEvent::Completed { .. } => worker.send(WorkerCommand::Report)?,
+            WorkerEvent::Reported(reports) => return reports.into_iter().next().context("a report without function"),
+            other => bail!("the worker said {other:?}"),
+        }
+    }
+}

@@ -85,6 +85,11 @@ impl BlockSet {
         self.trim();
     }
 
+    /// How many blocks are in both sets.
+    pub fn count_in_both(&self, other: &Self) -> u32 {
+        self.words.iter().zip(&other.words).map(|(a, b)| (a & b).count_ones()).sum()
+    }
+
     /// The first block from `from` on, cyclically, that is in both sets.
     pub fn next_in_both(&self, other: &Self, from: BlockIndex) -> Option<BlockIndex> {
         let words = self.words.len().min(other.words.len());
@@ -156,6 +161,7 @@ mod tests {
             let both: BTreeSet<u32> = model.intersection(&other).copied().collect();
             let expected = both.range(from..).next().or_else(|| both.iter().next()).copied();
             prop_assert_eq!(set.next_in_both(&others, BlockIndex(from)).map(|b| b.0), expected);
+            prop_assert_eq!(set.count_in_both(&others) as usize, both.len());
             set.intersect(&others);
             prop_assert_eq!(set.iter().map(|b| b.0).collect::<BTreeSet<_>>(), both);
         }

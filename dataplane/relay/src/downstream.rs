@@ -145,10 +145,10 @@ impl Downstream {
         }
     }
 
-    /// Whether a child is owed any of `present`.
-    pub fn is_owed_any(&self, id: ChildId, present: &BlockSet) -> bool {
+    /// How many of `present` a child is owed.
+    pub fn backlog(&self, id: ChildId, present: &BlockSet) -> u32 {
         let child = self.children.iter().find(|child| child.id == id);
-        child.is_some_and(|child| child.owed.next_in_both(present, child.cursor).is_some())
+        child.map_or(0, |child| child.owed.count_in_both(present))
     }
 
     /// How many blocks a child is still owed.

@@ -186,9 +186,9 @@ impl StripeRelay {
         self.downstream.next_from_store(id, present)
     }
 
-    /// Whether [`StripeRelay::next_from_store`] would give a block.
-    pub fn has_next_from_store(&self, id: ChildId) -> bool {
-        self.image.as_ref().is_some_and(|image| self.downstream.is_owed_any(id, &image.present))
+    /// How many blocks [`StripeRelay::next_from_store`] would give now, one after another.
+    pub fn backlog(&self, id: ChildId) -> u32 {
+        self.image.as_ref().map_or(0, |image| self.downstream.backlog(id, &image.present))
     }
 
     /// Ids from the root to this node. A node that needs nothing more, or has lost its upstream, begins a path.

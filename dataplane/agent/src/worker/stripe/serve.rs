@@ -25,7 +25,7 @@ impl Stripe {
         let child = &self.children[index];
         if child.outbox.queued_bytes() == 0 && self.core.downstream.owed_count(child.child_id()) > 0 {
             // Its turn may be over with more to send: readiness comes at once if so.
-            if self.core.has_next_from_store(child.child_id()) && child.loading.is_none() {
+            if self.core.backlog(child.child_id()) > 0 && child.loading.is_none() {
                 io.arm(child.id, child.fd(), Direction::Write);
             }
         }
@@ -40,11 +40,9 @@ impl Stripe {
             return false;
         }
         let id = child.child_id();
-        let Some(block) = self.core.next_from_store(id) else {
-            // Caught up: from here on blocks are passed on as they arrive.
-            child.attached = true;
-            return false;
-        };
+        // Caught up, all but a few: from here on blocks are passed on as they arrive, and these few in between.
+        child.attached |= self.core.backlog(id) <= ATTACH_BACKLOG;
+        let Some(block) = self.core.next_from_store(id) else { return false };
         let Some(frame) = self.core.frame_of(block) else { return false };
         if io.mover == Mover::Splice && append_stored(child, stored, block, frame.header()) {
             shared.counters.bytes_from_store += u64::from(frame.len);
@@ -121,5 +119,7 @@ impl Stripe {
     }
 }
 
+/// A child that is owed no more stored blocks than this is attached again; a pipe holds as many.
+const ATTACH_BACKLOG: u32 = 4;
 /// Frames that one child may send before others get their turn.
 const MAX_FRAMES: usize = 32;

@@ -188,6 +188,7 @@ impl Cluster {
                         function.open(io);
                     }
                 });
+                self.note_completion(host, function);
             }
             // Opening is done by the control side; a process that stands still finds it done when it goes on.
             Event::Open { host, incarnation, function } if self.nodes[host].incarnation == incarnation => {
@@ -380,10 +381,10 @@ impl Cluster {
             }
             return;
         }
-        node.disk.written();
         if !node.is_running() {
             return self.net.agenda.after(TICK, Event::Written { host, incarnation, function, block });
         }
+        node.disk.written();
         self.on_node(host, |parts, io| {
             if let Some(function) = parts.functions.get_mut(&function) {
                 function.written(block, io);
@@ -529,16 +530,15 @@ impl Cluster {
         if !self.nodes[host].is_running() {
             return;
         }
-        let specs = std::mem::take(&mut self.specs);
         let (function, version, held) = match &order {
             Order::Assign(index, assignment) => (*index, assignment.version, self.nodes[host].held_version(*index)),
             Order::Drop(index, version) => (*index, *version, self.nodes[host].held_version(*index)),
         };
+        let spec = Arc::clone(&self.specs[function]);
         self.on_node(host, |parts, io| match order {
-            Order::Assign(index, assignment) => parts.assign(&specs[index], assignment, io),
+            Order::Assign(_, assignment) => parts.assign(&spec, assignment, io),
             Order::Drop(index, version) => parts.drop_function(index, version, io),
         });
-        self.specs = specs;
         let now_held = self.nodes[host].held_version(function);
         if now_held < held {
             self.tally.violate(format!("node {host} went back from {held:?} to {version:?}"));
@@ -577,8 +577,9 @@ impl Cluster {
             let node = &self.nodes[*host];
             text += &format!("\n  node {host} {} ({:?}), function {index}: ", node.id, node.process);
             text += &node.functions.get(index).map_or("not assigned".into(), |function| {
-                let stripes = function.stripes.iter().map(|stripe| stripe.describe(&function.shared));
-                stripes.collect::<Vec<_>>().join("; ")
+                let stripes = function.stripes.iter().zip(&function.plans);
+                let stripes = stripes.map(|(stripe, plan)| stripe.describe(&function.shared, plan));
+                format!("{:?} {}", function.shared.version, stripes.collect::<Vec<_>>().join("; "))
             });
         }
         self.tally.violate(text);

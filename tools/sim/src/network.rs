@@ -224,7 +224,9 @@ impl Network {
     pub(crate) fn is_child_hearing(&self, id: ConnId) -> bool {
         let conn = self.conn(id);
         let now = self.now();
-        !conn.inbox.is_empty() || (conn.arriving.0 <= now && now <= conn.arriving.1)
+        // Cards share their rate packet by packet, so a block that waits for its turn has begun to trickle.
+        let trickles = conn.in_turn && conn.parent_open && self.hosts[conn.parent].up;
+        !conn.inbox.is_empty() || trickles || (conn.arriving.0 <= now && now <= conn.arriving.1)
     }
 
     /// The child has read a block: the window opens.
@@ -362,7 +364,7 @@ impl Network {
         let arrives = (sent + way).max(begins + duration(bytes, receiver.down_rate)).max(conn.last_down);
         receiver.down_free = arrives;
         conn.last_down = arrives;
-        conn.arriving = (if conn.arriving.1 >= begins { conn.arriving.0 } else { begins }, arrives);
+        conn.arriving = (if conn.arriving.1 >= now { conn.arriving.0 } else { now + way }, arrives);
         self.agenda.at(sent, NetEvent::UplinkFree(host).into());
         self.agenda.at(arrives, NetEvent::Down(id, item).into());
     }

@@ -64,10 +64,6 @@ impl Stripe {
         self.settle(shared, io);
     }
 
-    pub(crate) fn is_needed(&self) -> bool {
-        self.core.is_needed()
-    }
-
     /// How many children are connected: never more than planned ones, guests and a donor's root.
     pub(crate) fn children(&self) -> usize {
         self.core.downstream.len()
@@ -78,16 +74,18 @@ impl Stripe {
     }
 
     /// What is missing, and why nothing comes, for people.
-    pub(crate) fn describe(&self, shared: &Shared) -> String {
+    pub(crate) fn describe(&self, shared: &Shared, plan: &StripePlan) -> String {
         let missing = self.core.want_bitmap().iter().map(|byte| byte.count_ones()).sum::<u32>();
         format!(
-            "stripe {} lacks {missing} blocks, receives from {:?}, waits for {:?}, {} links, has image: {}, path {:?}",
+            "stripe {} lacks {missing} blocks, receives from {:?}, waits for {:?}, {} links, has image: {}, path {:?}, plan: {:?} else {:?}",
             self.id.0,
             self.upstream(),
             self.waiting_for(shared),
             self.links.len(),
             self.core.has_image(),
             self.core.path(),
+            plan.upstream,
+            plan.fallbacks,
         )
     }
 

@@ -15,6 +15,7 @@ pub mod keeper;
 pub mod plan;
 pub mod report;
 pub mod session;
+pub mod transfer;
 pub mod trouble;
 pub mod watch;
 
@@ -58,9 +59,9 @@ pub struct HostArgs {
     /// How many hosts, beside the origin's and the controller's
     #[arg(long, value_name = "N", default_value_t = 15, value_parser = clap::value_parser!(u16).range(1..=200))]
     pub hosts: u16,
-    /// How fast each host's link is, each way
-    #[arg(long, value_name = "RATE", default_value = "100mbit")]
-    pub rate: Rate,
+    /// How fast each host's link is, each way [default: 100mbit; with --chaos what fits its time]
+    #[arg(long, value_name = "RATE")]
+    pub rate: Option<Rate>,
     /// The lab's name [default: a fresh one]
     #[arg(long)]
     pub id: Option<LabId>,

@@ -36,7 +36,12 @@ impl Rate {
 
     /// This rate divided by `divisor`, but not below the slowest possible.
     pub fn divided(self, divisor: u64) -> Self {
-        Self((self.0 / divisor.max(1)).max(LEAST_BITS))
+        Self::nearest(self.0 / divisor.max(1))
+    }
+
+    /// So many bits per second, or the slowest possible rate.
+    pub fn nearest(bits: u64) -> Self {
+        Self(bits.max(LEAST_BITS))
     }
 }
 

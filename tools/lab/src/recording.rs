@@ -69,7 +69,7 @@ impl Recording {
         let step = (samples.len() / points.max(1)).max(1);
         let share = |sample: &Traffic| ((sample.received - first) as f64 / bytes.max(1) as f64).min(1.05);
         let all = self.seconds.iter().copied().zip(samples.iter().map(share));
-        let last = all.clone().last();
+        let last = all.clone().next_back();
         all.step_by(step).chain(last).collect()
     }
 }

@@ -16,8 +16,8 @@ use crate::view::NodeView;
 
 /// How long agents may take to close what a function had open, after it was taken from them.
 const RELEASE_DEADLINE: Duration = Duration::from_secs(15);
-/// A root keeps so many connections to the origin for the next image, for a minute and a half.
-const IDLE_CONNECTIONS: usize = 2;
+/// Opened once by each process that needs it, for good.
+const OPENED_ONCE: &str = "/dev/null";
 
 /// What was found.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -130,22 +130,22 @@ pub fn descriptors(cluster: &LabCluster) -> BTreeMap<u32, Vec<String>> {
 
 fn leaks(cluster: &LabCluster, before: &BTreeMap<u32, Vec<String>>) -> Vec<String> {
     let leak = |(index, pid): (usize, u32)| {
-        let more = added(before.get(&pid)?, &process::descriptors(pid));
+        // A root keeps its connections to the origin for the next image, for a minute and a half.
+        let idle = process::connections(pid, cluster.registry_address());
+        let more = added(before.get(&pid)?, &process::descriptors(pid), idle);
         let name = &cluster.network.agents()[index].name;
         (!more.is_empty()).then(|| format!("{name} still has open after the release: {}", more.join(", ")))
     };
     cluster.pids().into_iter().filter_map(leak).collect()
 }
 
-/// What `after` holds more often than `before`, idle connections to the origin aside.
-fn added(before: &[String], after: &[String]) -> Vec<String> {
+/// What `after` holds more often than `before`; so many sockets more are fine.
+fn added(before: &[String], after: &[String], idle_sockets: usize) -> Vec<String> {
     let count = |kinds: &[String], kind: &str| kinds.iter().filter(|other| *other == kind).count();
-    let spare = |kind: &str| if kind == "socket" { IDLE_CONNECTIONS } else { 0 };
-    let mut more: Vec<String> = after
-        .iter()
-        .filter(|kind| count(after, kind) > count(before, kind) + spare(kind))
-        .map(|kind| format!("{kind} ({} → {})", count(before, kind), count(after, kind)))
-        .collect();
+    let spare = |kind: &str| if kind == "socket" { idle_sockets } else { 0 };
+    let is_more = |kind: &&String| *kind != OPENED_ONCE && count(after, kind) > count(before, kind) + spare(kind);
+    let tell = |kind: &String| format!("{kind} ({} → {})", count(before, kind), count(after, kind));
+    let mut more: Vec<String> = after.iter().filter(is_more).map(tell).collect();
     more.dedup();
     more
 }
@@ -158,11 +158,10 @@ mod tests {
     #[test]
     fn more_of_a_kind_is_a_leak() {
         let kinds = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
-        assert_eq!(added(&kinds("pipe socket socket"), &kinds("pipe socket")), [""; 0]);
-        assert_eq!(
-            added(&kinds("pipe socket"), &kinds("pipe socket socket socket /x")),
-            ["socket (1 → 3)", "/x (0 → 1)"]
-        );
+        assert_eq!(added(&kinds("pipe socket socket"), &kinds("/dev/null pipe socket"), 0), [""; 0]);
+        assert_eq!(added(&kinds("pipe socket"), &kinds("pipe socket socket socket"), 2), [""; 0]);
+        let after = kinds("pipe pipe socket socket socket socket");
+        assert_eq!(added(&kinds("pipe socket"), &after, 2), ["pipe (1 → 2)", "socket (1 → 4)"]);
     }
 
     /// Catches an audit that passes although a node failed, or although more came twice than a block per edge.

@@ -1,6 +1,6 @@
 //! The daemons of a lab, each in the namespace of its host: registry, controller, agents. Like `crate::cluster`, with real addresses.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -175,8 +175,8 @@ impl LabCluster {
     }
 
     /// Where the registry listens.
-    pub fn registry_address(&self) -> SocketAddr {
-        address(self.network.origin(), REGISTRY_PORT)
+    pub fn registry_address(&self) -> SocketAddrV4 {
+        SocketAddrV4::new(self.network.origin().address, REGISTRY_PORT)
     }
 
     /// The nodes as the controller knows them.

@@ -6,7 +6,6 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use faasnet_api::v1;
 use faasnet_lab::plot::{self, Labels, Line};
 use faasnet_lab::recording::Recording;
 use faasnet_lab::sampler::Sampler;
@@ -14,34 +13,28 @@ use faasnet_lab::scheduling::{Scheduling, SchedulingDelay};
 use faasnet_lab::{Network, flow, leftovers};
 
 use super::audit::{self, Audit};
-use super::cluster::{FUNCTION, LabCluster, TENANT};
+use super::cluster::LabCluster;
 use super::direct::{self, Reads};
 use super::image;
-use super::injector::{FaultReport, Injector, Moment};
+use super::injector::FaultReport;
 use super::plan::{LabPolicy, Plan};
 use super::report::{HostReport, LabReport, RunReport};
 use super::session::Session;
-use super::watch::Watch;
+use super::transfer::{Transfer, fresh_trees, provision, settle};
 use crate::cli::Global;
-use crate::client::{self, Control};
 use crate::demo::report::{ImageReport, NodeReport, OriginReport, Report, SecondsReport};
-use crate::nodes;
-use crate::view::{NodeView, TreeView};
+use crate::view::{FunctionView, NodeView, TreeView};
 use crate::{daemon, output};
 
 /// The raw flow that gives the bound need not be longer than this.
 const FLOW_BYTES: u64 = 16 << 20;
-/// Between two looks at the moment, at the agents, at the trees.
-const TICK: Duration = Duration::from_millis(20);
-const LOOK_EVERY: Duration = Duration::from_millis(200);
-const TREES_EVERY: Duration = Duration::from_millis(500);
 /// A run that takes so many times the bound, and then this long, has failed.
 const MOST_BOUNDS: f64 = 20.0;
 const GRACE: Duration = Duration::from_secs(60);
 /// A host that receives less than this share of its line rate stalls.
 const STALL_SHARE: f64 = 0.05;
 /// `origin` and `controller` come before the agents in the network's hosts.
-const FIRST_AGENT: usize = 2;
+pub const FIRST_AGENT: usize = 2;
 /// Points of a host's line in a plot.
 const POINTS: usize = 300;
 /// Exit code after an interruption, as shells expect it.
@@ -90,6 +83,7 @@ async fn work(network: Network, plan: Plan, folder: PathBuf, svg: Option<PathBuf
             std::fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
         }
     }
+    let plan = Plan { rate: Some(plan.rate()), ..plan };
     let report = LabReport::new(plan, runs.iter().map(|(run, _)| run.clone()).collect()).context("no run was made")?;
     if let (Some(path), Some((run, recording))) = (svg, runs.iter().find(|(run, _)| run.ratio == report.median.ratio)) {
         draw(&path, run, recording)?;
@@ -134,54 +128,21 @@ async fn tree_run(cluster: &mut LabCluster, plan: &Plan, rate: f64) -> Result<Ou
     let before = audit::descriptors(cluster);
     let function = cluster.register(&mut control).await?;
     ensure!(function.note.is_empty(), "the controller changed the plan: {}", function.note);
-    let mut watch = Watch::new(cluster).await?;
-    let sampler = Sampler::start(&cluster.network)?;
-    let mut pids: BTreeMap<usize, Vec<u32>> = BTreeMap::new();
-    note_processes(cluster, &sampler, &mut pids);
+    let mut transfer = Transfer::new(cluster, plan, function.image_bytes).await?;
     let scheduling = Scheduling::start();
-    let mut injector = Injector::new(plan);
-    let mut trees = provision(&mut control, cluster, 0..plan.early_hosts()).await?;
-    let bound = function.image_bytes as f64 / rate;
-    let chaos = plan.chaos.map_or(0, |_| plan.seconds);
-    let deadline = Instant::now() + Duration::from_secs_f64(bound * MOST_BOUNDS) + GRACE + Duration::from_secs(chaos);
-    let (mut looked, mut asked) = (Instant::now(), Instant::now());
-    let mut joined = plan.early_hosts() == plan.hosts;
-    loop {
-        let held: Vec<u8> = (0..plan.hosts).map(|node| share(&sampler, node, function.image_bytes)).collect();
-        let moment = Moment { seconds: sampler.seconds(), held_percent: &held, trees: &trees };
-        injector.tick(cluster, &moment).await?;
-        note_processes(cluster, &sampler, &mut pids);
-        if injector.joins_due && !joined {
-            joined = true;
-            trees = provision(&mut control, cluster, plan.early_hosts()..plan.hosts).await?;
-        }
-        if looked.elapsed() >= LOOK_EVERY {
-            looked = Instant::now();
-            let open = |node: &usize| !injector.silent[*node] && !watch.nodes[*node].is_complete();
-            let open: Vec<usize> = (0..plan.hosts).filter(open).collect();
-            watch.look(cluster, open.into_iter()).await;
-            let complete =
-                joined && (0..plan.hosts).all(|node| !injector.expected[node] || watch.nodes[node].is_complete());
-            if injector.is_done(complete) && complete {
-                break;
-            }
-        }
-        if asked.elapsed() >= TREES_EVERY && cluster.controller.is_some() {
-            asked = Instant::now();
-            trees = fresh_trees(cluster).await.unwrap_or(trees);
-        }
-        if Instant::now() > deadline {
-            break;
-        }
-        tokio::time::sleep(TICK).await;
-    }
+    transfer.trees = provision(&mut control, cluster, 0..plan.early_hosts()).await?;
+    let bound = Duration::from_secs_f64(MOST_BOUNDS * function.image_bytes as f64 / rate);
+    let chaos = Duration::from_secs(plan.chaos.map_or(0, |_| plan.seconds));
+    let finished = transfer.run(cluster, plan, Instant::now() + bound + chaos + GRACE).await?;
     let scheduling = scheduling.finish();
+    let Transfer { mut watch, sampler, pids, mut injector, trees, .. } = transfer;
     let living: Vec<usize> = (0..plan.hosts).filter(|node| injector.expected[*node]).collect();
-    settle(cluster, &mut watch, &living).await;
+    injector.finish(cluster).await?;
+    settle(cluster, &mut watch).await;
+    injector.note_full_disks(&watch.nodes);
     let mut audit = Audit::default();
     audit.count(&watch.nodes, &living);
-    if injector.is_done(false) {
-    } else {
+    if !finished {
         audit.problems.push("the run took too long and was ended".into());
     }
     let hosts = host_reports(cluster, &sampler, &pids);
@@ -190,14 +151,25 @@ async fn tree_run(cluster: &mut LabCluster, plan: &Plan, rate: f64) -> Result<Ou
     let problems = audit.hash(cluster, &living, image, function.image_bytes).await?;
     let trees = fresh_trees(cluster).await.unwrap_or(trees);
     audit.release(cluster, &before).await?;
-    let nodes = watch.nodes.into_iter().enumerate().map(|(index, node)| {
-        let problem =
-            problems.get(&index).cloned().unwrap_or_else(|| "disturbed: not expected to hold the image".into());
+    let node = |(index, node): (usize, NodeView)| {
+        let disturbed = || "disturbed: not expected to hold the image".to_owned();
+        let problem = problems.get(&index).cloned().unwrap_or_else(disturbed);
         NodeReport { node, verified: problem.is_empty(), problem }
-    });
-    let nodes: Vec<_> = nodes.collect();
+    };
+    let nodes: Vec<_> = watch.nodes.into_iter().enumerate().map(node).collect();
     let seconds = living.iter().map(|index| nodes[*index].node.seconds).collect();
-    let demo = Report {
+    let demo = demo_report(function, nodes, trees, SecondsReport::new(seconds), audit.is_clean());
+    Ok(Outcome { demo, recording, scheduling, hosts, faults: injector.reports, audit })
+}
+
+fn demo_report(
+    function: FunctionView,
+    nodes: Vec<NodeReport>,
+    trees: Vec<TreeView>,
+    seconds: SecondsReport,
+    verified: bool,
+) -> Report {
+    Report {
         policy: function.policy,
         image: ImageReport {
             bytes: function.image_bytes,
@@ -206,13 +178,12 @@ async fn tree_run(cluster: &mut LabCluster, plan: &Plan, rate: f64) -> Result<Ou
             id: function.image_id,
         },
         origin: OriginReport::from_agents(nodes.iter().map(|report| &report.node), function.image_bytes),
-        seconds: SecondsReport::new(seconds),
-        verified: audit.is_clean(),
+        seconds,
+        verified,
         nodes,
         trees,
         dir: None,
-    };
-    Ok(Outcome { demo, recording, scheduling, hosts, faults: injector.reports, audit })
+    }
 }
 
 /// A run in which every host reads the origin.
@@ -270,11 +241,15 @@ impl Outcome {
             (host.longest_stall_seconds, host.longest_stall_at) = (stall.seconds, stall.from);
         }
         let origin = self.recording.total(0).sent;
+        let disturbed = |node: &NodeReport| self.faults.iter().any(|fault| fault.victims.contains(&node.node.name));
+        let undisturbed = self.demo.nodes.iter().filter(|node| node.verified && !disturbed(node));
+        let undisturbed = undisturbed.map(|node| node.node.seconds).fold(0.0, f64::max);
         let delivered = (bytes * self.audit.living.max(1) as u64) as f64 / f64::from(1u32 << 30);
         let run = RunReport {
             payload_rate: rate,
             bound_seconds,
             ratio: self.demo.seconds.max / bound_seconds,
+            undisturbed_ratio: undisturbed / bound_seconds,
             cpu_seconds_per_gib: self.hosts.iter().map(|host| host.cpu_seconds).sum::<f64>() / delivered,
             peak_memory_bytes: self.hosts.iter().map(|host| host.peak_memory_bytes).max().unwrap_or(0),
             origin_interface_bytes: origin,
@@ -286,56 +261,6 @@ impl Outcome {
             demo: self.demo,
         };
         (run, self.recording)
-    }
-}
-
-/// Asks for the nodes in `which` and returns the trees that follow; the agents report the rest.
-async fn provision(
-    control: &mut Control,
-    cluster: &LabCluster,
-    which: std::ops::Range<usize>,
-) -> Result<Vec<TreeView>> {
-    let nodes = cluster.network.agents()[which].iter().map(|host| host.name.clone()).collect();
-    let request = v1::ProvisionRequest { tenant: TENANT.into(), function: FUNCTION.into(), count: 0, nodes };
-    // The first answer means that the nodes are in the trees; progress is asked of the agents themselves.
-    drop(control.provision(request).await.map_err(client::explain)?);
-    Ok(nodes::trees(control, TENANT, FUNCTION).await?.trees)
-}
-
-async fn fresh_trees(cluster: &LabCluster) -> Option<Vec<TreeView>> {
-    let ask = async { nodes::trees(&mut cluster.control().await?, TENANT, FUNCTION).await };
-    // A stopped controller does not answer; the last trees are good enough then.
-    tokio::time::timeout(TREES_EVERY, ask).await.ok()?.ok().map(|trees| trees.trees)
-}
-
-/// Asks once more until what was received from nodes has been counted as sent by one, or two seconds are over.
-async fn settle(cluster: &LabCluster, watch: &mut Watch, living: &[usize]) {
-    let deadline = Instant::now() + Duration::from_secs(2);
-    loop {
-        watch.look(cluster, living.iter().copied()).await;
-        let upstreams = watch.nodes.iter().flat_map(|node| &node.upstreams);
-        let received: u64 = upstreams.filter(|upstream| !upstream.is_origin()).map(|upstream| upstream.bytes).sum();
-        let sent: u64 = watch.nodes.iter().map(|node| node.bytes_live + node.bytes_from_store).sum();
-        if sent >= received || Instant::now() > deadline {
-            return;
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
-}
-
-/// Percent of the image that has reached the host, by its interface's counter: the daemons are not asked.
-fn share(sampler: &Sampler, node: usize, image_bytes: u64) -> u8 {
-    (sampler.received(FIRST_AGENT + node) * 100 / image_bytes.max(1)).min(100) as u8
-}
-
-/// Watches processes that were not there before: a restarted agent is a new one.
-fn note_processes(cluster: &LabCluster, sampler: &Sampler, pids: &mut BTreeMap<usize, Vec<u32>>) {
-    for (index, pid) in cluster.pids() {
-        let known = pids.entry(index).or_default();
-        if !known.contains(&pid) {
-            known.push(pid);
-            sampler.watch(pid);
-        }
     }
 }
 

@@ -11,7 +11,7 @@ use super::cluster::LabCluster;
 use super::fault::{COUNTS, FaultPlan, Kind, Target};
 use super::plan::Plan;
 use crate::cluster::Daemon;
-use crate::view::{ORIGIN, TreeView};
+use crate::view::{NodeView, ORIGIN, TreeView};
 
 /// How long the origin stays away when nothing else is said: without it nobody can finish.
 const ORIGIN_AWAY: f64 = 2.0;
@@ -23,6 +23,9 @@ const SLOWER: u64 = 10;
 /// What became of a disturbance.
 #[derive(Debug, Clone, Serialize)]
 pub struct FaultReport {
+    /// What happened.
+    #[serde(skip)]
+    pub kind: Kind,
     /// As it was asked for.
     pub fault: String,
     /// Who was hit.
@@ -96,6 +99,7 @@ impl Injector {
         if complete {
             for late in self.pending.drain(..) {
                 self.reports.push(FaultReport {
+                    kind: late.plan.kind,
                     fault: late.plan.to_string(),
                     victims: Vec::new(),
                     at_seconds: late.at.unwrap_or_default(),
@@ -125,6 +129,28 @@ impl Injector {
         }
         self.pending = waiting;
         Ok(())
+    }
+
+    /// Kills what was stopped for good, which could neither answer nor end.
+    pub async fn finish(&self, cluster: &mut LabCluster) -> Result<()> {
+        for (node, agent) in cluster.agents.iter_mut().enumerate() {
+            if self.silent[node] {
+                kill(agent).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A disk is full some time after the start: only at the end it is known with how much of the image, and what the agent said.
+    pub fn note_full_disks(&mut self, nodes: &[NodeView]) {
+        for report in self.reports.iter_mut().filter(|report| report.kind == Kind::Full) {
+            let Some(node) = nodes.iter().find(|node| report.victims.contains(&node.name)) else { continue };
+            let percent = (node.bytes_present * 100 / node.bytes_total.max(1)) as u8;
+            report.held_percent = vec![percent];
+            // The store reserves the whole image first, so it fails before it holds anything.
+            report.counts = node.state == "failed";
+            report.note = format!("{} {}", node.state, node.error);
+        }
     }
 
     /// The victims, if it is time. A daemon that is away already is hit later.
@@ -281,6 +307,7 @@ impl Injector {
             _ => "",
         };
         self.reports.push(FaultReport {
+            kind: plan.kind,
             fault: plan.to_string(),
             victims: victims.iter().map(|victim| name(*victim)).collect(),
             at_seconds: moment.seconds,
@@ -308,7 +335,11 @@ impl FaultReport {
     /// One line.
     pub fn text(&self) -> String {
         let held: Vec<_> = self.held_percent.iter().map(|percent| format!("{percent} %")).collect();
-        let counts = if self.counts { "" } else { "  does not count: " };
+        let counts = match (self.counts, self.note.is_empty()) {
+            (true, true) => "",
+            (true, false) => ": ",
+            _ => "  does not count: ",
+        };
         format!(
             "fault {}  {} at {:.2} s with {}{counts}{}",
             self.fault,

@@ -51,7 +51,9 @@ pub async fn up(global: &Global, args: UpArgs) -> Result<()> {
         "the lab {id} is up: {} hosts at {}\nlook around:  faasnet lab shell --id {id} -- faasnet nodes\n\
          bring the image everywhere:  faasnet lab shell --id {id} -- faasnet provision {FUNCTION} --tenant lab --count {}\n\
          take it down:  faasnet lab down {id}",
-        args.hosts.hosts, args.hosts.rate, args.hosts.hosts
+        args.hosts.hosts,
+        Plan::from(&args).rate(),
+        args.hosts.hosts
     ))
 }
 

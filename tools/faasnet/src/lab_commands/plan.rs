@@ -27,14 +27,19 @@ pub enum LabPolicy {
     Direct,
 }
 
+/// Links of small virtual machines.
+const DEFAULT_BITS: u64 = 100_000_000;
+/// With chaos, an undisturbed transfer takes about this share of the time.
+const CHAOS_SHARE: f64 = 0.7;
+
 /// An experiment.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Plan {
     /// Hosts beside origin and controller.
     pub hosts: usize,
-    /// Of every link, each way.
-    pub rate: Rate,
+    /// Of every link, each way; see [`Plan::rate`].
+    pub rate: Option<Rate>,
     /// Of the made image.
     #[serde(deserialize_with = "bytes")]
     pub size: u64,
@@ -69,7 +74,7 @@ impl Default for Plan {
     fn default() -> Self {
         Self {
             hosts: 15,
-            rate: Rate::from_bits(100_000_000).unwrap_or_else(|_| unreachable!("100 Mbit/s is a rate")),
+            rate: None,
             size: 64 << 20,
             image: None,
             policy: LabPolicy::Twin,
@@ -114,6 +119,15 @@ impl Plan {
         let joins: usize = self.faults.iter().map(FaultPlan::joins).sum();
         ensure!(joins < self.hosts, "{joins} of {} hosts join late; at least one must be there before", self.hosts);
         self.faults.iter().try_for_each(|fault| fault.check(self.hosts))
+    }
+
+    /// The rate of every link: as given; else 100 Mbit/s, or with chaos what makes the image take most of the time of the disturbances.
+    pub fn rate(&self) -> Rate {
+        let bits = match self.chaos {
+            Some(_) => (self.size * 8) as f64 / (CHAOS_SHARE * self.seconds as f64),
+            None => DEFAULT_BITS as f64,
+        };
+        self.rate.unwrap_or_else(|| Rate::nearest(bits as u64))
     }
 
     /// Hosts that get the image from the start.

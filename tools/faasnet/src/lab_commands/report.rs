@@ -40,6 +40,8 @@ pub struct RunReport {
     pub bound_seconds: f64,
     /// Slowest host ÷ `bound_seconds`.
     pub ratio: f64,
+    /// The same for the slowest host that nobody disturbed.
+    pub undisturbed_ratio: f64,
     /// CPU time of all agents ÷ GiB that they hold together.
     pub cpu_seconds_per_gib: f64,
     /// The most memory of any agent, without file cache.
@@ -97,7 +99,7 @@ impl LabReport {
         let mut lines = vec![format!(
             "{} hosts at {}, {}, {} of {}, kernel {}, {} cores\n",
             plan.hosts,
-            plan.rate,
+            plan.rate(),
             plan.policy,
             plan.engine,
             output::bytes(self.median.demo.image.bytes),
@@ -109,6 +111,16 @@ impl LabReport {
         lines.push(output::table(&columns, self.runs.iter().zip(1..).map(|(run, number)| run.row(number))));
         for run in &self.runs {
             lines.extend(run.faults.iter().map(FaultReport::text));
+            if !run.faults.is_empty() {
+                let audit = &run.audit;
+                lines.push(format!(
+                    "undisturbed hosts done at {:.3} × the bound; {} came twice ({} allowed), {} blocks refused",
+                    run.undisturbed_ratio,
+                    output::bytes(audit.bytes_refetched),
+                    output::bytes(audit.bytes_refetched_allowed),
+                    audit.blocks_refused
+                ));
+            }
             lines.extend(run.audit.problems.iter().map(|problem| format!("PROBLEM: {problem}")));
         }
         lines.extend(self.leftovers.iter().map(|left| format!("PROBLEM: left behind: {left}")));

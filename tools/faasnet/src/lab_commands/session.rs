@@ -28,7 +28,7 @@ impl Session {
         let parent = plan.dir.clone().unwrap_or_else(std::env::temp_dir);
         let parent = std::path::absolute(&parent).with_context(|| format!("cannot find {}", parent.display()))?;
         let folder = parent.join(id.namespace("files"));
-        let options = NetworkOptions { id: id.clone(), hosts: plan.hosts, rate: plan.rate, mtu: plan.mtu };
+        let options = NetworkOptions { id: id.clone(), hosts: plan.hosts, rate: plan.rate(), mtu: plan.mtu };
         let session = Self { network: Network::up(options)?, folder, open: true };
         std::fs::create_dir(&session.folder)
             .with_context(|| format!("cannot make {}; choose another place with --dir", session.folder.display()))?;
@@ -36,7 +36,7 @@ impl Session {
         State::update(&id, |state| {
             state.folder = Some(session.folder.clone());
             state.stays = stays;
-            state.rate = plan.rate.to_string();
+            state.rate = plan.rate().to_string();
         })?;
         Ok(session)
     }

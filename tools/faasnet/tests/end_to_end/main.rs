@@ -11,5 +11,6 @@ mod debian_registry;
 mod demo;
 mod failures;
 mod images;
+mod lab;
 mod origins;
 mod small_buffers;

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use faasnet_ring::{Outcome, Pipe, socket};
@@ -17,7 +17,7 @@ use super::origin::{Origin, Protocol};
 use super::process::{CHILD_NODES, Job, Ledger, RelayProcess};
 use super::rows::{Engine, Mode};
 use super::sink::{Character, Sink};
-use super::stream::Stream;
+use super::stream::{FRAME_BYTES, Stream};
 
 /// What every run needs.
 pub(crate) struct Lab {
@@ -140,8 +140,15 @@ pub(crate) fn fragment_bytes(lab: &Lab) -> Result<u64> {
         gate.open();
         // The first fragments are those of a slow start.
         connection.set_read_timeout(Some(PATIENCE))?;
-        std::io::copy(&mut (&mut connection).take((bytes / 2).min(16 << 20)), &mut std::io::sink())?;
+        let (mut buffer, mut skipped) = (vec![0; FRAME_BYTES], 0);
+        while skipped < (bytes / 2).min(128 << 20) {
+            let moved = connection.read(&mut buffer)?;
+            ensure!(moved > 0, "the origin hung up");
+            skipped += moved as u64;
+        }
         connection.set_nonblocking(true)?;
+        // Whole portions, not what has just come.
+        std::thread::sleep(Duration::from_millis(20));
         let pipe = Pipe::new(PROBE_SLOTS * 4096).context("cannot make a pipe")?;
         let deadline = Instant::now() + PATIENCE;
         // Only a full pipe tells: it is full when bytes stay in the socket.
@@ -160,4 +167,4 @@ pub(crate) fn fragment_bytes(lab: &Lab) -> Result<u64> {
     measured
 }
 
-const PROBE_SLOTS: usize = 4;
+const PROBE_SLOTS: usize = 64;

@@ -41,8 +41,8 @@ pub struct Options {
     pub gib: f64,
     /// Of the links, where we make them.
     pub mtu: Option<u32>,
-    /// Cut everything to single packets, as a card without segmentation offload does.
-    pub no_offload: bool,
+    /// Give the relay single packets, as a card that does not merge what it receives.
+    pub single_packets: bool,
     /// Measure as well what a slow child costs its sibling.
     pub slow_child: bool,
     /// How often.
@@ -62,7 +62,7 @@ pub fn run(options: &Options, mut progress: impl FnMut(&str)) -> Result<Report> 
         .prefix("faasnet-bench-")
         .tempdir_in(&files)
         .with_context(|| format!("cannot make a folder in {}", files.display()))?;
-    let network = Network::up(options.mtu, options.no_offload, &mut notes)?;
+    let network = Network::up(options.mtu, options.single_packets, &mut notes)?;
     environment::pin_others(&cores)?;
     let mut lab = Lab { network, cores, folder: files.path().to_owned(), stream: Stream::new(options.gib)? };
     let environment = Environment::read(&lab, options)?;

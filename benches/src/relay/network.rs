@@ -32,12 +32,10 @@ pub(crate) enum Place {
 const OTHERS: [Place; 3] = [Place::Origin, Place::Left, Place::Right];
 const ETHERNET_MTU: u32 = 1500;
 const LOOPBACK_MTU: u32 = 65_536;
-/// What a fresh namespace is told: a congestion control that needs no pacing qdisc, and nothing remembered from run to run.
-const SYSCTLS: [(&str, &str); 3] = [
-    ("net/ipv4/tcp_congestion_control", "cubic"),
-    ("net/ipv4/tcp_no_metrics_save", "1"),
-    ("net/ipv6/conf/all/disable_ipv6", "1"),
-];
+/// Congestion controls that need no pacing qdisc; a namespace may only choose what the host allows.
+const CONGESTION: [&str; 2] = ["cubic", "reno"];
+/// What else a fresh namespace is told: nothing is remembered from run to run.
+const SYSCTLS: [(&str, &str); 2] = [("net/ipv4/tcp_no_metrics_save", "1"), ("net/ipv6/conf/all/disable_ipv6", "1")];
 
 impl Place {
     fn name(self) -> &'static str {
@@ -51,9 +49,12 @@ impl Place {
 }
 
 impl Network {
-    pub(crate) fn up(mtu: Option<u32>, no_offload: bool, notes: &mut Vec<String>) -> Result<Self> {
+    pub(crate) fn up(mtu: Option<u32>, single_packets: bool, notes: &mut Vec<String>) -> Result<Self> {
         if !rustix::process::geteuid().is_root() {
-            ensure!(mtu.is_none() && !no_offload, "--mtu and --no-offload need links of our own, and those need root");
+            ensure!(
+                mtu.is_none() && !single_packets,
+                "--mtu and --single-packets need links of our own, and those need root"
+            );
             notes.push(
                 "loopback instead of links between namespaces, which need root: compare with nothing else".into(),
             );
@@ -61,7 +62,7 @@ impl Network {
         }
         let mtu = mtu.unwrap_or(ETHERNET_MTU);
         ensure!((576..=65_535).contains(&mtu), "--mtu {mtu} is not between 576 and 65535");
-        let network = Self { id: Some(LabId::fresh()), mtu, offload: !no_offload };
+        let network = Self { id: Some(LabId::fresh()), mtu, offload: !single_packets };
         network.make().context("cannot make the bench's namespaces")?;
         Ok(network)
     }
@@ -71,7 +72,7 @@ impl Network {
         match &self.id {
             None => "loopback".into(),
             Some(_) if self.offload => format!("veth between namespaces, MTU {}", self.mtu),
-            Some(_) => format!("veth between namespaces, MTU {}, no segmentation offload", self.mtu),
+            Some(_) => format!("veth between namespaces, MTU {}, single packets to the relay", self.mtu),
         }
     }
 
@@ -124,10 +125,15 @@ impl Network {
         let all = [Place::Origin, Place::Relay, Place::Left, Place::Right].map(|place| id.namespace(place.name()));
         batch("ip", None, &all.clone().map(|name| format!("netns add {name}")))?;
         for name in all {
-            enter::run(&name, || SYSCTLS.iter().try_for_each(|(key, value)| set(key, value)))??;
+            enter::run(&name, || {
+                let key = "net/ipv4/tcp_congestion_control";
+                CONGESTION.iter().find_map(|value| set(key, value).ok());
+                SYSCTLS.iter().try_for_each(|(key, value)| set(key, value))
+            })??;
             batch("ip", Some(&name), &["link set lo up".to_owned()])?;
         }
-        let single = if self.offload { String::new() } else { " gso_max_segs 1".to_owned() };
+        // Only towards the relay: what matters is that it receives single packets.
+        let single = if self.offload { "" } else { " gso_max_segs 1" };
         for other in OTHERS {
             let (name, far, mtu) = (other.name(), id.namespace(other.name()), self.mtu);
             let near = id.namespace(Place::Relay.name());
@@ -138,9 +144,10 @@ impl Network {
                 &[
                     format!("link add {name} mtu {mtu} type veth peer name relay mtu {mtu} netns {far}"),
                     format!("address add {here}/24 dev {name}"),
-                    format!("link set {name} up{single}"),
+                    format!("link set {name} up"),
                 ],
             )?;
+            let single = if other == Place::Origin { single } else { "" };
             let lines = [format!("address add {there}/24 dev relay"), format!("link set relay up{single}")];
             batch("ip", Some(&far), &lines)?;
         }

@@ -47,9 +47,9 @@ pub struct RelayArgs {
     /// The largest packet of the links [default: 1500]
     #[arg(long, value_name = "BYTES")]
     pub mtu: Option<u32>,
-    /// Cut everything to single packets, as cards without segmentation offload do
+    /// Give the relay single packets, as a card does that does not merge what it receives
     #[arg(long)]
-    pub no_offload: bool,
+    pub single_packets: bool,
     /// Measure also what a child at a tenth of the rate costs its sibling
     #[arg(long)]
     pub slow_child: bool,
@@ -79,7 +79,7 @@ pub async fn run(global: &Global, command: BenchCommand) -> Result<()> {
         modes: args.mode,
         gib: args.gib,
         mtu: args.mtu,
-        no_offload: args.no_offload,
+        single_packets: args.single_packets,
         slow_child: args.slow_child,
         runs: args.runs,
         folder: args.dir,

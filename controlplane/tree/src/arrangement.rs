@@ -8,6 +8,8 @@ pub(crate) trait Arrangement<K> {
     fn contains(&self, node: &K) -> bool;
     fn insert(&mut self, node: K, log: &mut ChangeLog<K>);
     fn remove(&mut self, node: K, log: &mut ChangeLog<K>);
+    /// Swaps the node with one that is not slow and stands where as few as possible depend on it; does nothing when there is none lower.
+    fn demote(&mut self, node: &K, is_slow: &dyn Fn(&K) -> bool, log: &mut ChangeLog<K>);
     fn root(&self, stripe: u8) -> Option<K>;
     /// `None`: no such node or stripe; `Some(None)`: the root.
     fn parent(&self, stripe: u8, node: &K) -> Option<Option<K>>;

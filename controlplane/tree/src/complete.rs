@@ -44,6 +44,18 @@ impl<K: Copy + Eq + Hash> Arrangement<K> for Complete<K> {
         self.row.pop(log);
     }
 
+    fn demote(&mut self, node: &K, is_slow: &dyn Fn(&K) -> bool, log: &mut ChangeLog<K>) {
+        let Some(mut place) = self.row.place(node).filter(|place| *place < self.len() / 2) else { return };
+        // The last place stays a leaf the longest while others join.
+        let leaves = self.len() / 2..self.len();
+        let Some(leaf) = leaves.rev().find(|leaf| !is_slow(&self.row.places()[*leaf])) else { return };
+        if place == 0 && leaf > 1 {
+            self.row.swap(0, 1, log);
+            place = 1;
+        }
+        self.row.swap(place, leaf, log);
+    }
+
     fn root(&self, stripe: u8) -> Option<K> {
         self.order(stripe).first().copied()
     }

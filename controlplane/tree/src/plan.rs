@@ -11,7 +11,7 @@ pub struct Edge<K> {
     pub parent: Option<K>,
 }
 
-/// What an `insert` or `remove` changed: exactly the edges after it minus those before it, and the reverse.
+/// What an `insert`, `remove` or `demote` changed: exactly the edges after it minus those before it, and the reverse.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan<K> {
     /// Edges that are there now and were not before.

@@ -8,6 +8,8 @@ use std::str::FromStr;
 pub enum Policy {
     /// One tree, an array heap: minimum height; at most 3 nodes change their parent when a node leaves (5 when the root leaves).
     Complete,
+    /// One tree, height-balanced by rotations: the paper's. At most 3 + 4·log₂ n nodes change their parent when a node leaves.
+    Avl,
     /// Two interior-disjoint trees, one per stripe: every uplink is used; at most 1 node besides the new one changes a parent when a
     /// node joins, at most 7 when one leaves (9 when a root leaves).
     Twin,
@@ -17,7 +19,7 @@ impl Policy {
     /// How many stripes, and so trees, a function of this policy has.
     pub fn stripes(self) -> u8 {
         match self {
-            Self::Complete => 1,
+            Self::Complete | Self::Avl => 1,
             Self::Twin => 2,
         }
     }
@@ -25,7 +27,7 @@ impl Policy {
 
 /// A text that names no policy.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a tree policy; use \"twin\" or \"complete\"")]
+#[error("{0:?} is not a tree policy; use \"twin\", \"complete\" or \"avl\"")]
 pub struct UnknownPolicy(pub String);
 
 impl FromStr for Policy {
@@ -34,6 +36,7 @@ impl FromStr for Policy {
         match text {
             "complete" => Ok(Self::Complete),
             "twin" => Ok(Self::Twin),
+            "avl" => Ok(Self::Avl),
             other => Err(UnknownPolicy(other.into())),
         }
     }
@@ -44,6 +47,7 @@ impl fmt::Display for Policy {
         f.write_str(match self {
             Self::Complete => "complete",
             Self::Twin => "twin",
+            Self::Avl => "avl",
         })
     }
 }

@@ -5,6 +5,7 @@ use std::fmt::Debug;
 use std::hash::Hash;
 
 use crate::arrangement::Arrangement;
+use crate::avl::Avl;
 use crate::complete::Complete;
 use crate::plan::{ChangeLog, Edge, Plan};
 use crate::policy::Policy;
@@ -28,13 +29,14 @@ pub enum TreeError {
 /// The trees as plain lists: what has to be kept to restore them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Order<K> {
-    /// Per stripe the members in the policy's order.
+    /// Per stripe the members in the policy's order; in policy `avl` three lists: the members in pre-order, those that have a left
+    /// child, those that have a right one.
     pub stripes: Vec<Vec<K>>,
     /// How many nodes lead tree 0 in policy `twin`; 0 otherwise.
     pub reds: u64,
 }
 
-/// One function's trees. Every change costs O(1) and answers with the edges that it changed.
+/// One function's trees. Every change costs O(1), in policy `avl` O(log n), and answers with the edges that it changed.
 #[derive(Debug, Clone)]
 pub struct FunctionTrees<K> {
     shape: Shape<K>,
@@ -43,6 +45,7 @@ pub struct FunctionTrees<K> {
 #[derive(Debug, Clone)]
 enum Shape<K> {
     Complete(Complete<K>),
+    Avl(Avl<K>),
     Twin(Twin<K>),
 }
 
@@ -51,6 +54,7 @@ impl<K: Copy + Ord + Hash + Debug> FunctionTrees<K> {
     pub fn new(policy: Policy) -> Self {
         let shape = match policy {
             Policy::Complete => Shape::Complete(Complete::new(Row::new(0))),
+            Policy::Avl => Shape::Avl(Avl::new()),
             // Zero reds of zero nodes always fit.
             Policy::Twin => match Twin::new([Row::new(0), Row::new(1)], 0) {
                 Some(twin) => Shape::Twin(twin),
@@ -63,8 +67,11 @@ impl<K: Copy + Ord + Hash + Debug> FunctionTrees<K> {
     /// Trees as [`FunctionTrees::to_order`] described them; refuses what breaks an invariant.
     pub fn from_order(policy: Policy, order: Order<K>) -> Result<Self, TreeError> {
         let bad = |what: &str| TreeError::BadOrder(what.into());
-        if order.stripes.len() != usize::from(policy.stripes()) {
-            return Err(bad("wrong number of stripes"));
+        if policy == Policy::Avl {
+            let [preorder, left, right]: [Vec<K>; 3] =
+                order.stripes.try_into().map_err(|_| bad("policy avl is stored as three lists"))?;
+            let avl = Avl::from_lists(preorder, &left, &right).ok_or_else(|| bad("the lists are not a tree"))?;
+            return Self::checked(Shape::Avl(avl));
         }
         let reds = usize::try_from(order.reds).map_err(|_| bad("too many reds"))?;
         let mut rows = Vec::new();
@@ -78,6 +85,10 @@ impl<K: Copy + Ord + Hash + Debug> FunctionTrees<K> {
             }
             _ => return Err(bad("wrong number of stripes")),
         };
+        Self::checked(shape)
+    }
+
+    fn checked(shape: Shape<K>) -> Result<Self, TreeError> {
         let trees = Self { shape };
         trees.check_invariants().map_err(TreeError::BadOrder)?;
         Ok(trees)
@@ -86,6 +97,7 @@ impl<K: Copy + Ord + Hash + Debug> FunctionTrees<K> {
     /// What [`FunctionTrees::from_order`] needs.
     pub fn to_order(&self) -> Order<K> {
         let reds = match &self.shape {
+            Shape::Avl(avl) => return Order { stripes: avl.to_lists().into(), reds: 0 },
             Shape::Complete(_) => 0,
             Shape::Twin(twin) => twin.reds() as u64,
         };
@@ -97,6 +109,7 @@ impl<K: Copy + Ord + Hash + Debug> FunctionTrees<K> {
     pub fn policy(&self) -> Policy {
         match self.shape {
             Shape::Complete(_) => Policy::Complete,
+            Shape::Avl(_) => Policy::Avl,
             Shape::Twin(_) => Policy::Twin,
         }
     }
@@ -121,7 +134,7 @@ impl<K: Copy + Ord + Hash + Debug> FunctionTrees<K> {
         self.arrangement().contains(node)
     }
 
-    /// The members, in the order of tree 0.
+    /// The members, in the order of tree 0 (in policy `avl` in no order).
     pub fn members(&self) -> &[K] {
         self.arrangement().order(0)
     }
@@ -143,6 +156,18 @@ impl<K: Copy + Ord + Hash + Debug> FunctionTrees<K> {
         }
         let mut log = ChangeLog::new();
         self.arrangement_mut().remove(node, &mut log);
+        Ok(log.finish(|stripe, node| self.arrangement().parent(stripe, node)))
+    }
+
+    /// Moves a straggler where it holds up as few as possible, in exchange with a node that is not slow: to a leaf's place in a single
+    /// tree; in `twin`, where nearly everybody is an inner node once, to the place of the one node that is a leaf twice if there is one, else
+    /// to the lowest place of its colour, which has one leaf below it. A later change may lift it again, so whoever knows the stragglers asks again then. A root is followed by its heir.
+    pub fn demote(&mut self, node: K, is_slow: impl Fn(&K) -> bool) -> Result<Plan<K>, TreeError> {
+        if !self.contains(&node) {
+            return Err(TreeError::NotMember);
+        }
+        let mut log = ChangeLog::new();
+        self.arrangement_mut().demote(&node, &|other| *other == node || is_slow(other), &mut log);
         Ok(log.finish(|stripe, node| self.arrangement().parent(stripe, node)))
     }
 
@@ -181,8 +206,9 @@ impl<K: Copy + Ord + Hash + Debug> FunctionTrees<K> {
 
     /// Every edge of one tree, the root's (without a parent) first.
     pub fn edges(&self, stripe: u8) -> impl Iterator<Item = Edge<K>> + '_ {
-        let members = self.arrangement().order(stripe).iter();
-        members.map(move |&node| Edge { stripe, node, parent: self.parent(stripe, &node) })
+        let root = self.root(stripe);
+        let others = self.arrangement().order(stripe).iter().copied().filter(move |node| Some(*node) != root);
+        root.into_iter().chain(others).map(move |node| Edge { stripe, node, parent: self.parent(stripe, &node) })
     }
 
     /// Checks, in O(n), everything that must hold after every change. An `Err` is a defect of this crate or a damaged stored order.
@@ -202,6 +228,7 @@ impl<K: Copy + Ord + Hash + Debug> FunctionTrees<K> {
     fn arrangement(&self) -> &dyn Arrangement<K> {
         match &self.shape {
             Shape::Complete(complete) => complete,
+            Shape::Avl(avl) => avl,
             Shape::Twin(twin) => twin,
         }
     }
@@ -209,6 +236,7 @@ impl<K: Copy + Ord + Hash + Debug> FunctionTrees<K> {
     fn arrangement_mut(&mut self) -> &mut dyn Arrangement<K> {
         match &mut self.shape {
             Shape::Complete(complete) => complete,
+            Shape::Avl(avl) => avl,
             Shape::Twin(twin) => twin,
         }
     }

@@ -33,6 +33,15 @@ impl<K: Copy + Eq + Hash> Twin<K> {
         self.rows[0].place(node).map(|place| usize::from(place >= self.counts[0]))
     }
 
+    /// Exchanges two nodes in both trees, and with that their colours.
+    fn trade(&mut self, one: K, other: K, log: &mut ChangeLog<K>) {
+        for row in &mut self.rows {
+            if let (Some(one), Some(other)) = (row.place(&one), row.place(&other)) {
+                row.swap(one, other, log);
+            }
+        }
+    }
+
     /// After a colour lost a node and the other is two ahead: the other's last own node, a leaf in both trees, changes sides.
     fn even_out(&mut self, colour: usize, log: &mut ChangeLog<K>) {
         let other = 1 - colour;
@@ -88,6 +97,29 @@ impl<K: Copy + Eq + Hash> Arrangement<K> for Twin<K> {
         }
         self.counts[colour] -= 1;
         self.even_out(colour, log);
+    }
+
+    fn demote(&mut self, node: &K, is_slow: &dyn Fn(&K) -> bool, log: &mut ChangeLog<K>) {
+        let Some(colour) = self.colour(node) else { return };
+        let Some(mut place) = self.rows[colour].place(node) else { return };
+        // With an odd number of nodes the last of the larger colour is a leaf in both trees.
+        let (own, other) = (self.counts[colour], self.counts[1 - colour]);
+        let idle = self.rows[1 - colour].places()[..other].last().copied();
+        let idle = idle.filter(|idle| other > own && !is_slow(idle));
+        let lower = (place + 1..own).rev().find(|lower| !is_slow(&self.rows[colour].places()[*lower]));
+        if idle.is_none() && lower.is_none() {
+            return;
+        }
+        if place == 0 && own > 1 {
+            self.rows[colour].swap(0, 1, log);
+            place = 1;
+        }
+        match (idle, lower) {
+            (Some(idle), _) => self.trade(*node, idle, log),
+            // Otherwise the last inner place of the own tree has one or two leaves below it.
+            (None, Some(lower)) => self.rows[colour].swap(place, lower, log),
+            (None, None) => {}
+        }
     }
 
     fn root(&self, stripe: u8) -> Option<K> {

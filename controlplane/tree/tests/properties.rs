@@ -52,8 +52,60 @@ fn check_tree(trees: &FunctionTrees<u32>, stripe: u8, members: &BTreeSet<u32>) -
         height += 1;
     }
     prop_assert_eq!(&reached, members);
-    prop_assert_eq!(height as u32, usize::BITS - members.len().leading_zeros(), "height of {} nodes", members.len());
+    match trees.policy() {
+        Policy::Avl => check_balance(&children, trees.root(stripe), members.len())?,
+        _ => prop_assert_eq!(height as u32, usize::BITS - members.len().leading_zeros(), "{} nodes", members.len()),
+    }
     Ok(children.into_keys().collect())
+}
+
+/// The height below `node`, after checking that left and right differ by at most one everywhere.
+fn balanced_height(children: &BTreeMap<u32, Vec<u32>>, node: Option<u32>) -> Result<u32, TestCaseError> {
+    let Some(node) = node else { return Ok(0) };
+    let mut below = children.get(&node).into_iter().flatten().copied();
+    let (one, other) = (balanced_height(children, below.next())?, balanced_height(children, below.next())?);
+    prop_assert!(one.abs_diff(other) <= 1, "heights {} and {} below {}", one, other, node);
+    Ok(1 + one.max(other))
+}
+
+fn check_balance(children: &BTreeMap<u32, Vec<u32>>, root: Option<u32>, nodes: usize) -> Result<(), TestCaseError> {
+    let height = balanced_height(children, root)?;
+    // Adelson-Velsky and Landis 1962.
+    prop_assert!(f64::from(height) <= 1.4405 * ((nodes + 2) as f64).log2() - 0.3, "height {} of {}", height, nodes);
+    Ok(())
+}
+
+/// Where the paper puts the next node: the first in breadth-first order with a free side.
+fn first_free(trees: &FunctionTrees<u32>) -> Option<u32> {
+    let mut level: Vec<u32> = trees.root(0).into_iter().collect();
+    while !level.is_empty() {
+        if let Some(free) = level.iter().find(|node| trees.children(0, node).count() < 2) {
+            return Some(*free);
+        }
+        level = level.iter().flat_map(|node| trees.children(0, node)).collect();
+    }
+    None
+}
+
+/// A demotion: the same members and invariants, and the straggler stands where it should.
+fn demote(trees: &mut FunctionTrees<u32>, members: &BTreeSet<u32>, key: u32, slow: u32) -> Result<(), TestCaseError> {
+    let before = edges(trees);
+    if !members.contains(&key) {
+        prop_assert_eq!(trees.demote(key, |_| false), Err(TreeError::NotMember));
+        return Ok(());
+    }
+    let is_slow = |node: &u32| slow & (1 << (node % 32)) != 0;
+    let plan = trees.demote(key, is_slow).unwrap();
+    let after = edges(trees);
+    check_plan(&plan, &before, &after)?;
+    prop_assert!(reparented(&before, &after, u32::MAX) <= 9);
+    let below: usize = (0..trees.stripes()).map(|stripe| trees.children(stripe, &key).count()).sum();
+    let someone_else_is_quick = members.iter().any(|node| *node != key && !is_slow(node));
+    if slow == 0 && someone_else_is_quick {
+        let allowed = usize::from(trees.policy() == Policy::Twin && members.len().is_multiple_of(2));
+        prop_assert!(below <= allowed, "{} children below a straggler among {}", below, members.len());
+    }
+    check_all(trees, members)
 }
 
 fn check_all(trees: &FunctionTrees<u32>, members: &BTreeSet<u32>) -> Result<(), TestCaseError> {
@@ -87,8 +139,12 @@ fn step(trees: &mut FunctionTrees<u32>, members: &mut BTreeSet<u32>, key: u32) -
     let before = edges(trees);
     if members.insert(key) {
         prop_assert_eq!(trees.remove(key), Err(TreeError::NotMember));
+        let expected = first_free(trees);
         let plan = trees.insert(key).unwrap();
         let after = edges(trees);
+        if trees.policy() != Policy::Twin {
+            prop_assert_eq!(trees.parent(0, &key), expected);
+        }
         check_plan(&plan, &before, &after)?;
         let bound = usize::from(trees.stripes()) - 1;
         prop_assert!(reparented(&before, &after, key) <= bound);
@@ -104,9 +160,14 @@ fn step(trees: &mut FunctionTrees<u32>, members: &mut BTreeSet<u32>, key: u32) -
     let bound = match trees.policy() {
         Policy::Complete => 3,
         Policy::Twin => 7,
+        Policy::Avl => 3 + 4 * (members.len() + 1).ilog2() as usize,
     } + 2 * usize::from(was_root);
     prop_assert!(reparented(&before, &after, key) <= bound);
     for (stripe, (root, heir)) in (0u8..).zip(heirs) {
+        if trees.policy() == Policy::Avl {
+            // A rotation may lift another node above the root or the heir; never one from further down than their children.
+            continue;
+        }
         if root != Some(key) {
             prop_assert_eq!(trees.root(stripe), root, "a root changed without need");
         } else if trees.policy() == Policy::Complete || members.len() > 2 {
@@ -117,7 +178,7 @@ fn step(trees: &mut FunctionTrees<u32>, members: &mut BTreeSet<u32>, key: u32) -
 }
 
 fn policies() -> impl Strategy<Value = Policy> {
-    prop_oneof![Just(Policy::Complete), Just(Policy::Twin)]
+    prop_oneof![Just(Policy::Complete), Just(Policy::Twin), Just(Policy::Avl)]
 }
 
 proptest! {
@@ -125,10 +186,15 @@ proptest! {
 
     /// Catches a broken tree, an edge that a plan forgets or invents, and re-parenting beyond the bounds.
     #[test]
-    fn any_history_keeps_the_invariants(policy in policies(), keys in prop::collection::vec(0u32..40, 0..150)) {
+    fn any_history_keeps_the_invariants(policy in policies(),
+                                        keys in prop::collection::vec((0u32..40, 0u8..8, any::<u32>()), 0..150)) {
         let (mut trees, mut members) = (FunctionTrees::new(policy), BTreeSet::new());
-        for key in keys {
-            step(&mut trees, &mut members, key)?;
+        for (key, what, slow) in keys {
+            match what {
+                0 => demote(&mut trees, &members, key, slow)?,
+                1 => demote(&mut trees, &members, key, 0)?,
+                _ => step(&mut trees, &mut members, key)?,
+            }
         }
         let restored = FunctionTrees::from_order(policy, trees.to_order()).unwrap();
         prop_assert_eq!(edges(&restored), edges(&trees));
@@ -141,9 +207,9 @@ proptest! {
 
     /// Catches a stored order that is accepted although no history leads to it, or that makes the reader panic.
     #[test]
-    fn damaged_orders_are_refused(policy in policies(), first in prop::collection::vec(0u32..9, 0..9),
-                                  second in prop::collection::vec(0u32..9, 0..9), reds in 0u64..12, two: bool) {
-        let stripes = if two { vec![first, second] } else { vec![first] };
+    fn damaged_orders_are_refused(policy in policies(), lists in prop::collection::vec(prop::collection::vec(0u32..9, 0..9), 0..4),
+                                  reds in 0u64..12) {
+        let stripes = lists;
         if let Ok(trees) = FunctionTrees::from_order(policy, Order { stripes, reds }) {
             check_all(&trees, &trees.members().iter().copied().collect())?;
         }
@@ -153,7 +219,7 @@ proptest! {
 /// Catches a query that panics for somebody who is not there.
 #[test]
 fn strangers_have_no_place() {
-    for policy in [Policy::Complete, Policy::Twin] {
+    for policy in [Policy::Complete, Policy::Twin, Policy::Avl] {
         let trees = FunctionTrees::<u32>::new(policy);
         assert_eq!((trees.root(0), trees.heir(1), trees.parent(0, &1), trees.depth(9, &1)), (None, None, None, None));
         assert_eq!(trees.children(7, &1).count() + trees.path(0, &1).len() + trees.edges(3).count(), 0);
@@ -164,21 +230,23 @@ fn strangers_have_no_place() {
 #[test]
 fn a_large_burst_is_cheap() {
     let start = Instant::now();
-    let mut trees = FunctionTrees::new(Policy::Twin);
-    for key in 0..100_000u32 {
-        trees.insert(key).unwrap();
+    for policy in [Policy::Twin, Policy::Avl] {
+        let mut trees = FunctionTrees::new(policy);
+        for key in 0..100_000u32 {
+            trees.insert(key).unwrap();
+        }
+        for key in (0..100_000u32).step_by(2) {
+            trees.remove(key).unwrap();
+        }
+        assert_eq!((trees.len(), trees.check_invariants()), (50_000, Ok(())));
     }
-    for key in (0..100_000u32).step_by(2) {
-        trees.remove(key).unwrap();
-    }
-    assert_eq!((trees.len(), trees.check_invariants()), (50_000, Ok(())));
     assert!(start.elapsed() < Duration::from_secs(10), "took {:?}", start.elapsed());
 }
 
 /// Catches a policy name that does not survive being printed and read.
 #[test]
 fn policy_names_round_trip() {
-    for policy in [Policy::Complete, Policy::Twin] {
+    for policy in [Policy::Complete, Policy::Twin, Policy::Avl] {
         assert_eq!(policy.to_string().parse(), Ok(policy));
     }
     assert!("avl2".parse::<Policy>().is_err());

@@ -23,11 +23,14 @@ pub struct Pipe {
     writer: OwnedFd,
     slots: usize,
     buffered: Cell<usize>,
+    /// Where [`Pipe::discard`] lets go; there before any byte is, so that discarding needs no new descriptor.
+    null: &'static File,
 }
 
 impl Pipe {
     /// Makes a pipe of `wanted_bytes`, or the largest below it that this user may have; [`Pipe::slots`] tells.
     pub fn new(wanted_bytes: usize) -> io::Result<Self> {
+        let null = null()?;
         let (reader, writer) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC)?;
         let mut wanted = wanted_bytes.max(SLOT_BYTES);
         // Above fs.pipe-max-size, or past the user's total, the kernel says EPERM: half may still be allowed.
@@ -35,7 +38,7 @@ impl Pipe {
             wanted /= 2;
         }
         let slots = fcntl_getpipe_size(&reader)? / SLOT_BYTES;
-        Ok(Self { reader, writer, slots, buffered: Cell::new(0) })
+        Ok(Self { reader, writer, slots, buffered: Cell::new(0), null })
     }
 
     /// How many fragments fit; read back from the kernel.
@@ -93,12 +96,9 @@ impl Pipe {
         if len == 0 {
             return Outcome::Moved(0);
         }
-        match null() {
-            Ok(null) => self.lost(Outcome::of_write(rustix::io::retry_on_intr(|| {
-                splice(&self.reader, None, null, None, len, FLAGS)
-            }))),
-            Err(error) => Outcome::Failed(error),
-        }
+        self.lost(Outcome::of_write(rustix::io::retry_on_intr(|| {
+            splice(&self.reader, None, self.null, None, len, FLAGS)
+        })))
     }
 
     fn gained(&self, outcome: Outcome) -> Outcome {

@@ -73,6 +73,8 @@ impl Folder {
     /// Removes an image's folder; files that are still open elsewhere go when they are closed.
     pub(crate) fn remove(&self, image: ImageId) -> io::Result<()> {
         let doomed = self.images().join(format!("{TEMPORARY}gone-{image}"));
+        // Left by a removal that failed half way; a rename onto it would fail.
+        remove_all(&doomed)?;
         // Renamed first: an image is there with all its files or not at all, whenever the process ends.
         match fs::rename(self.image(image), &doomed) {
             Ok(()) => fs::remove_dir_all(doomed),
@@ -93,6 +95,14 @@ impl Folder {
             }
         }
         Ok(())
+    }
+}
+
+/// Removes a folder with all that is in it; fine when it is not there.
+fn remove_all(folder: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 

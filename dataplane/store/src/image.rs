@@ -109,8 +109,19 @@ impl StoredImage {
             return Ok(false);
         }
         self.bytes_present.fetch_add(place.len.into(), Ordering::AcqRel);
-        self.write_word(word_of(block))?;
+        if let Err(error) = self.write_word(word_of(block)) {
+            // Not present in the file, so not here either: the error stays the only thing that happened.
+            if self.present.remove(block) {
+                self.bytes_present.fetch_sub(place.len.into(), Ordering::AcqRel);
+            }
+            return Err(error);
+        }
         Ok(true)
+    }
+
+    /// Declares that the marks in the map file can be believed in this boot of the host.
+    pub(crate) fn trust_marks(&self) -> io::Result<()> {
+        self.map.trust()
     }
 
     fn clear(&self, block: BlockIndex) -> io::Result<()> {

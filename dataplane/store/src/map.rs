@@ -10,6 +10,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use faasnet_api::ImageId;
+use faasnet_ring::file::preallocate;
 use xxhash_rust::xxh3::xxh3_64;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -75,7 +76,8 @@ impl MapFile {
     /// An empty map in the new file `file`.
     pub(crate) fn create(file: File, image: ImageId, blocks: u32, boot: BootId) -> io::Result<Self> {
         let map = Self { file, image, blocks, boot };
-        map.file.set_len(map.file_bytes())?;
+        // Room for every mark now: a mark that the full disk refuses later would be of a block that is there.
+        preallocate(&map.file, map.file_bytes())?;
         map.write_header(None)?;
         Ok(map)
     }
@@ -104,15 +106,19 @@ impl MapFile {
         Ok(Found { words: from_bytes(&bytes), belief })
     }
 
-    /// Takes over a map that was read (and verified, where it was doubtful) in this boot. `words` is what stands in the file.
-    pub(crate) fn adopt(file: File, image: ImageId, blocks: u32, boot: BootId) -> io::Result<Self> {
-        let map = Self { file, image, blocks, boot };
+    /// Opens a map that [`MapFile::read`] found sound. The file is as believable as before until [`MapFile::trust`].
+    pub(crate) fn open(file: File, image: ImageId, blocks: u32, boot: BootId) -> Self {
+        Self { file, image, blocks, boot }
+    }
+
+    /// Declares that the marks in the file hold in this boot. Only when nothing doubtful is left: whoever is killed before this must
+    /// find the doubt again.
+    pub(crate) fn trust(&self) -> io::Result<()> {
         let mut bytes = [0; size_of::<Header>()];
-        map.file.read_exact_at(&mut bytes, 0)?;
+        self.file.read_exact_at(&mut bytes, 0)?;
         let synced = Header::read_from_bytes(&bytes).ok().filter(|header| header.clean.get() == 1);
         // The hash of the synced words stays: if nothing is marked in this boot, the map remains clean.
-        map.write_header(synced.map(|header| header.words_hash.get()))?;
-        Ok(map)
+        self.write_header(synced.map(|header| header.words_hash.get()))
     }
 
     /// Writes one word of 64 blocks, into the page cache.
@@ -195,7 +201,8 @@ mod tests {
     fn opening_keeps_a_map_clean() {
         let map = sample();
         map.set_clean([0, 0b101, 0].into_iter()).unwrap();
-        let map = MapFile::adopt(map.file, IMAGE, 130, LATER).unwrap();
+        let map = MapFile::open(map.file, IMAGE, 130, LATER);
+        map.trust().unwrap();
         assert_eq!(belief(&map, [3; 16]), Belief::Trusted);
     }
 

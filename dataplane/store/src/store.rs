@@ -147,7 +147,7 @@ impl Shared {
             }
         };
         if !stored.is_complete() {
-            self.reuse(&stored)?;
+            self.reuse(&stored);
         }
         let stored = Arc::new(stored);
         let open = Arc::downgrade(&stored);
@@ -172,8 +172,7 @@ impl Shared {
             }
         };
         let Files { data, map, beside, found } = files;
-        let map = MapFile::adopt(map, image, descriptor.geometry().blocks(), self.boot);
-        let map = map.map_err(|source| self.failed(image, "map", source))?;
+        let map = MapFile::open(map, image, descriptor.geometry().blocks(), self.boot);
         let stored = StoredImage::new(tenant.into(), Arc::clone(descriptor), data, map, &found.words, beside);
         if found.belief == Belief::Doubtful {
             let verified = stored.verify_all().map_err(|source| self.failed(image, "map", source))?;
@@ -182,6 +181,8 @@ impl Shared {
                 "verified an image that was not synced before the host restarted"
             );
         }
+        // Last: an agent that is killed while it verifies must find the map as doubtful as it was.
+        stored.trust_marks().map_err(|source| self.failed(image, "map", source))?;
         Ok(Some(stored))
     }
 
@@ -190,6 +191,8 @@ impl Shared {
         let image = descriptor.id();
         let unfinished = self.folder.unfinished(image);
         let created = Files::create(&unfinished, tenant, descriptor, self.boot).and_then(|created| {
+            // A folder that is not in the index, whoever left it: a rename onto it would fail again and again.
+            self.folder.remove(image)?;
             fs::rename(&unfinished, self.folder.image(image))?;
             Ok(created)
         });
@@ -228,7 +231,8 @@ impl Shared {
         Ok(())
     }
 
-    fn reuse(&self, stored: &StoredImage) -> Result<(), StoreError> {
+    /// Takes what other images have. Whatever fails is fetched: reuse saves a transfer and is not worth a failed image.
+    fn reuse(&self, stored: &StoredImage) {
         let image = stored.descriptor().id();
         let known = lock(&self.images).clone();
         for (&id, known) in &known {
@@ -236,10 +240,11 @@ impl Shared {
                 && known.tenant == stored.tenant()
                 && reuse::related(stored.descriptor(), &known.descriptor);
             if let Some(donor) = related.then(|| self.donor(id, known)).flatten() {
-                reuse::take_from(stored, &donor).map_err(|source| self.failed(image, "data", source))?;
+                if let Err(error) = reuse::take_from(stored, &donor) {
+                    tracing::warn!(%image, donor = %id, %error, "blocks of a stored image cannot be kept; they will be fetched");
+                }
             }
         }
-        Ok(())
     }
 
     fn donor(&self, image: ImageId, known: &Known) -> Option<Donor> {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use faasnet_api::descriptor::DescriptorParts;
 use faasnet_api::{BlockIndex, Descriptor, Entry, Origin};
 
-use crate::map::BootId;
+use crate::map::{Belief, BootId};
 use crate::{Store, StoreError, StoredImage};
 
 /// Small blocks, so that images of many blocks are small.
@@ -371,4 +371,58 @@ fn empty_entries_are_complete() {
     drop((nothing, stored));
     drop(store);
     assert_eq!(open(dir.path()).held().iter().filter(|held| held.complete).count(), 2);
+}
+
+/// Catches marks of another boot that are declared good before their blocks were hashed: an agent that is killed meanwhile would serve
+/// damaged blocks after its next start. Watches the map file while the image is opened, as that next start would find it.
+#[test]
+fn a_kill_while_verifying_leaves_the_map_doubtful() {
+    // Large enough that verifying takes much longer than a look at the map.
+    const LEN: usize = 64 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let blobs = [(1, LEN)];
+    let image = descriptor(&blobs);
+    let blocks = image.geometry().blocks();
+    let stored = open(dir.path()).open_image("acme", Arc::clone(&image)).unwrap();
+    let bytes = blob(1, LEN);
+    stored.file().write_all_at(&bytes, 0).unwrap();
+    assert!((0..blocks).all(|block| stored.mark(BlockIndex(block)).unwrap()));
+    let damaged = blocks - 1;
+    flip(&stored, damaged);
+    drop(stored);
+    let store = Store::open_in_boot(dir.path(), None, LATER).unwrap();
+    let map = fs::File::open(dir.path().join("images").join(image.id().to_string()).join("map")).unwrap();
+    let look = || {
+        let found = crate::map::MapFile::read(&map, image.id(), blocks, LATER).unwrap();
+        (found.belief == Belief::Trusted, found.words[damaged as usize / 64] >> (damaged % 64) & 1 == 1)
+    };
+    let opened = std::thread::scope(|scope| {
+        let opening = scope.spawn(|| store.open_image("acme", Arc::clone(&image)).unwrap());
+        while !opening.is_finished() {
+            let (trusted, marked) = look();
+            assert!(!(trusted && marked), "a damaged block is trusted while it is not verified");
+        }
+        opening.join().unwrap()
+    });
+    assert_eq!(look(), (true, false));
+    assert_eq!(opened.present().count(), blocks - 1);
+}
+
+/// Catches a folder of an image that the store does not know of and that keeps this image out until a restart.
+#[test]
+fn a_leftover_folder_does_not_block_its_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let image = descriptor(APP);
+    for name in [image.id().to_string(), format!(".gone-{}", image.id())] {
+        let folder = dir.path().join("images").join(name);
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("data"), "left over").unwrap();
+    }
+    let stored = store.open_image("acme", Arc::clone(&image)).unwrap();
+    fill(&stored, APP, |_| true);
+    assert!(stored.is_complete());
+    drop(stored);
+    store.remove(image.id()).unwrap();
+    assert_eq!(fs::read_dir(dir.path().join("images")).unwrap().count(), 0);
 }

@@ -116,6 +116,7 @@ impl Downstream {
         for child in &mut self.children {
             if child.owed.contains(block) && ready(child.id) {
                 child.owed.remove(block);
+                child.demanded.retain(|demanded| *demanded != block);
                 live.push(child.id);
             }
         }

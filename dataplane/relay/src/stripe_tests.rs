@@ -133,3 +133,18 @@ fn every_wanted_block_is_handed_out_exactly_once() {
     sent.sort_unstable();
     assert_eq!(sent, blocks);
 }
+
+/// Catches a demanded block that goes live and is then sent again from the store.
+#[test]
+fn a_demanded_block_that_went_live_is_not_sent_again() {
+    let mut relay = relay(5, &[6]);
+    let child = ChildId(1);
+    relay.greet(Duration::ZERO, child, &hello(6));
+    assert!(relay.wanted(child, &[0xff; 5]));
+    relay.demanded(child, &Frame::new(Kind::Request, 0, 0, 5));
+    relay.received(BlockIndex(5));
+    let mut live = Vec::new();
+    relay.downstream.forward(BlockIndex(5), |_| true, &mut live);
+    relay.stored(BlockIndex(5));
+    assert_eq!((live, relay.next_from_store(child)), (vec![child], None));
+}

@@ -269,16 +269,21 @@ impl Upstreams {
     }
 
     fn give_up_silent(&mut self, now: Now) {
+        // With no other node to turn to, a parent that only pauses is worth more patience than reading the origin a second time.
+        let last_resort = self.active.as_ref().is_some_and(|active| self.is_last_node(active.target, now));
+        let silence = if last_resort { self.patience.waiting } else { self.patience.silence };
+        let bar = if last_resort { Duration::from_millis(300) } else { Duration::from_secs(3) };
+        let patience = Patience { silence, ..self.patience };
         let links = [&self.active, &self.candidate];
         let failed: Vec<_> = links
             .into_iter()
             .flatten()
-            .filter_map(|link| Some((link.id, link.target, link.verdict(now, &self.patience)?)))
+            .filter_map(|link| Some((link.id, link.target, link.verdict(now, &patience)?)))
             .collect();
         for (id, target, verdict) in failed {
             self.close(id);
             if let Some(reason) = verdict {
-                self.distrust(target, now, Duration::from_secs(3));
+                self.distrust(target, now, bar);
                 self.report(target, reason, false);
             }
         }
@@ -329,6 +334,14 @@ impl Upstreams {
         let (origins, nodes): (Vec<&Target>, Vec<&Target>) =
             self.suggested.iter().chain(&self.plan.fallbacks).partition(|target| **target == Target::Origin);
         planned.chain(nodes).chain(origins).copied().find(|target| !self.is_distrusted(*target, now))
+    }
+
+    /// Whether nobody but the origin would be left to turn to without `target`.
+    fn is_last_node(&self, target: Target, now: Now) -> bool {
+        let others = std::iter::once(&self.plan.upstream).chain(&self.suggested).chain(&self.plan.fallbacks);
+        !others
+            .into_iter()
+            .any(|other| *other != Target::Origin && *other != target && !self.is_distrusted(*other, now))
     }
 
     fn is_distrusted(&self, target: Target, now: Now) -> bool {
@@ -403,8 +416,12 @@ impl Link {
                 }
                 let (reason, since) = self.waiting?;
                 let waited = now.saturating_sub(since);
-                (reason == WaitingFor::Upstream && waited > patience.waiting)
-                    .then(|| Some(format!("without an upstream of its own for {} ms", waited.as_millis())))
+                let said = |why: &str| Some(Some(format!("{why} for {} ms", waited.as_millis())));
+                match reason {
+                    WaitingFor::Upstream if waited > patience.waiting => said("without an upstream of its own"),
+                    WaitingFor::Progress if waited > MAX_PROGRESS => said("alive but without a new block"),
+                    _ => None,
+                }
             }
             Phase::Welcomed { since } if quiet > MAX_SILENCE && now.saturating_sub(since) > MAX_SILENCE => {
                 Some(Some("silent after its welcome".into()))
@@ -429,6 +446,8 @@ const MAX_SUGGESTED: usize = 8;
 const FORGET_AFTER: Duration = Duration::from_secs(30);
 const MAX_BAR: Duration = Duration::from_secs(3);
 const MAX_SILENCE: Duration = Duration::from_secs(4);
+/// How long a parent may say that bytes flow while no whole block comes: its disk may hang.
+const MAX_PROGRESS: Duration = Duration::from_secs(10);
 /// How long a parent that was told to stop may take to end; what it still sends after that is asked for again elsewhere.
 const STOP_PATIENCE: Duration = Duration::from_secs(1);
 

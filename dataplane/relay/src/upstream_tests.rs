@@ -148,3 +148,31 @@ fn a_failing_origin_is_tried_again_after_a_pause() {
         now += ms(5000);
     }
 }
+
+/// Catches an heir that reads the origin a second time because the root paused for a moment.
+#[test]
+fn with_only_the_origin_left_a_silent_parent_gets_more_time() {
+    let mut up = upstreams(node(1), &[Target::Origin]);
+    stream(&mut up, ms(0));
+    assert_eq!(up.poll(ms(1900), true), []);
+    let actions = up.poll(ms(2100), true);
+    assert!(
+        matches!(
+            &actions[..],
+            [UpstreamAction::Close(_), UpstreamAction::Report { .. }, UpstreamAction::Connect(_, Target::Origin)]
+        ),
+        "{actions:?}"
+    );
+}
+
+/// Catches a child that stays for ever with a parent which says that bytes flow while none come.
+#[test]
+fn a_parent_that_only_promises_is_left() {
+    let mut up = upstreams(node(1), &[node(2)]);
+    let (id, _) = stream(&mut up, ms(0));
+    let moved = (0..20_000).step_by(50).find(|t| {
+        up.waiting(id, ms(*t), WaitingFor::Progress);
+        !up.poll(ms(*t), true).is_empty()
+    });
+    assert_eq!(moved, Some(10_050));
+}

@@ -10,7 +10,7 @@ use faasnet_relay::upstream::Now;
 use faasnet_ring::{Lease, Outcome, Pipe};
 
 use super::inbox::{ControlReader, Read};
-use super::io::{ConnId, Direction, FRAME_START, Io, Mover};
+use super::io::{ConnId, Direction, FRAME_START, Io, Mover, TICK};
 use super::outbox::{Flushed, Outbox};
 
 /// See the module's documentation.
@@ -29,6 +29,8 @@ pub(super) struct Child {
     pub(super) wants_descriptor: bool,
     /// Said `Stop`: nothing is appended any more, the connection ends when the queue is empty.
     pub(super) stopping: bool,
+    /// No buffer was free for a read-back; tried again with the next tick.
+    pub(super) unleased: bool,
     /// Block that is being read back for it.
     pub(super) loading: Option<BlockIndex>,
     /// `Path` to be sent when the queue is empty; only the latest counts.
@@ -70,6 +72,7 @@ impl Child {
             want_is_whole: false,
             wants_descriptor,
             stopping: false,
+            unleased: false,
             loading: None,
             new_path: None,
             attached: false,
@@ -111,20 +114,21 @@ impl Child {
     }
 
     /// Whether a block that arrives now may go to this child at once.
-    pub(super) fn is_ready_for_live(&self, mover: Mover, in_socket: bool, frame_bytes: usize) -> bool {
-        self.attached && self.has_room(mover, in_socket, frame_bytes)
+    pub(super) fn is_ready_for_live(&self, io: &Io, in_socket: bool, frame_bytes: usize) -> bool {
+        self.attached && self.has_room(io, in_socket, frame_bytes)
     }
 
     /// Whether the stream should wait a moment for this child to make room for a frame; detaches it when it has waited enough.
-    pub(super) fn holds_stream(&mut self, mover: Mover, frame_bytes: usize, now: Now) -> bool {
+    pub(super) fn holds_stream(&mut self, io: &Io, frame_bytes: usize, now: Now) -> bool {
         if !self.attached {
             return false;
         }
         let refill = now.saturating_sub(self.patience.refilled) / REFILL_DIVISOR;
         (self.patience.budget, self.patience.refilled) = ((self.patience.budget + refill).min(HOLD_BUDGET), now);
-        let held = self.patience.holding.take().map_or(Duration::ZERO, |since| now.saturating_sub(since));
+        // A held stream is looked at every tick; a longer gap means that its link has gone meanwhile, and nobody was held.
+        let held = self.patience.holding.take().map_or(Duration::ZERO, |since| now.saturating_sub(since).min(TICK * 2));
         self.patience.budget = self.patience.budget.saturating_sub(held);
-        if self.has_room(mover, true, frame_bytes) {
+        if self.has_room(io, true, frame_bytes) {
             return false;
         }
         self.attached = !self.patience.budget.is_zero();
@@ -132,11 +136,11 @@ impl Child {
         self.attached
     }
 
-    fn has_room(&self, mover: Mover, in_socket: bool, frame_bytes: usize) -> bool {
-        if mover == Mover::Splice && in_socket && self.outbox.pipe_has_room(frame_bytes) {
+    fn has_room(&self, io: &Io, in_socket: bool, frame_bytes: usize) -> bool {
+        if io.mover == Mover::Splice && in_socket && self.outbox.pipe_has_room(frame_bytes) {
             return true;
         }
-        self.outbox.has_room_for_lease() && self.outbox.queued_bytes() <= frame_bytes
+        io.may_lease_for_sending() && self.outbox.has_room_for_lease() && self.outbox.queued_bytes() <= frame_bytes
     }
 
     /// Whether blocks can be left in the upstream's socket for it.

@@ -1,11 +1,13 @@
 //! The receiving end of a link to an upstream: frames out of a byte stream, with as little copying as the mover allows.
 //!
-//! In `splice` a block is peeked into a buffer when it is there as a whole (the one copy: verified there, kept from there) while its bytes
-//! stay in the socket to be teed. When nobody would take it live, or the receive buffer cannot hold a whole frame, or the mover is
-//! `copy`, the block is read into the buffer, which consumes it.
+//! A block frame stays in the socket until the whole of it is there; only then is a buffer taken, so a slow upstream holds none. If a child
+//! would take the block live without a copy, it is peeked (the one copy: verified there, kept from there) and its bytes stay in the
+//! socket to be teed; else it is read. When the receive buffer cannot hold a whole frame, that frame is read as it comes, into a buffer
+//! that is held meanwhile; some buffers are kept free of that.
 //!
 //! Peeking does not make the kernel grow the receive buffer, and a window of hardly one frame makes a poll fire early; so the buffer is
-//! grown once, by asking for more than is ever awaited. SO_RCVLOWAT then always equals what the next step still needs, so that a poll fires once per frame and not per segment.
+//! grown once, by asking for more than is ever awaited. SO_RCVLOWAT then always equals what the next step still needs, so that a poll
+//! fires once per frame and not per segment.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
@@ -41,6 +43,7 @@ pub(super) struct Arrival {
 }
 
 enum State {
+    /// Bytes of a header that came in parts.
     Header {
         bytes: [u8; HEADER_BYTES],
         filled: usize,
@@ -51,13 +54,13 @@ enum State {
         filled: usize,
     },
     /// The header has been seen, not consumed; the whole frame is awaited in the socket.
-    Peek {
+    Await {
         frame: Frame,
         block: BlockIndex,
         seen: usize,
         since: Now,
     },
-    /// The frame is read into a buffer.
+    /// The frame is read into a buffer as it comes.
     Fill {
         frame: Frame,
         block: BlockIndex,
@@ -78,13 +81,11 @@ pub(super) trait Judge {
 pub(super) struct Inbox {
     state: State,
     lowat: usize,
-    /// The mover leaves blocks in the socket.
-    peeks: bool,
-    /// The present frame is read all the same: the socket cannot hold the whole of it.
+    /// The present frame is read as it comes: the socket cannot hold the whole of it.
     read_this: bool,
 }
 
-/// A frame that does not grow for this long in a socket is read instead: its sender pauses, or memory is short.
+/// A frame that does not grow for this long in a socket is read as it comes: its sender pauses, or memory is short.
 const STUCK: Duration = Duration::from_millis(100);
 /// Room for four frames; the kernel grants at most half of the tcp_rmem maximum.
 const WINDOW_BYTES: usize = 1 << 20;
@@ -92,16 +93,13 @@ const WINDOW_BYTES: usize = 1 << 20;
 const READ_LOWAT: usize = 32 << 10;
 
 impl Inbox {
-    /// `peeks`: whether the mover leaves blocks in the socket.
-    pub(super) fn new(peeks: bool) -> Self {
-        Self { state: HEADER, lowat: 1, peeks, read_this: false }
+    pub(super) fn new() -> Self {
+        Self { state: HEADER, lowat: 1, read_this: false }
     }
 
-    /// Makes the socket ready for peeking; once, when it is connected.
+    /// Makes the socket ready to hold whole frames; once, when it is connected.
     pub(super) fn prepare(&mut self, fd: BorrowedFd<'_>) -> std::io::Result<()> {
-        if self.peeks {
-            socket::set_rcvlowat(fd, WINDOW_BYTES)?;
-        }
+        socket::set_rcvlowat(fd, WINDOW_BYTES)?;
         self.lowat = 1;
         socket::set_rcvlowat(fd, 1)
     }
@@ -127,9 +125,11 @@ impl Inbox {
         let mut fired = fired;
         loop {
             let step = match &mut self.state {
-                State::Header { .. } => self.header(fd, arena, now, judge),
+                State::Header { filled: 0, .. } => self.header(fd, now, judge),
+                State::Header { .. } => self.consume_header(fd, arena, judge),
                 State::Control { .. } => self.control(fd),
-                State::Peek { .. } => self.peek(fd, arena, now, std::mem::take(&mut fired)),
+                State::Await { .. } if self.read_this => self.consume_header(fd, arena, judge),
+                State::Await { .. } => self.whole(fd, arena, now, std::mem::take(&mut fired), judge),
                 State::Fill { .. } => self.fill(fd),
             };
             if let Some(step) = step {
@@ -143,37 +143,36 @@ impl Inbox {
         !matches!(self.state, State::Header { filled: 0, .. })
     }
 
-    fn header(&mut self, fd: BorrowedFd<'_>, arena: &Arena, now: Now, judge: &impl Judge) -> Option<Step> {
-        let State::Header { bytes, filled } = &mut self.state else { return None };
-        if *filled == 0 && self.peeks {
-            match socket::peek(fd, bytes) {
-                Outcome::Moved(HEADER_BYTES) => {}
-                // A part of a header: consumed at once, so that a connection that ends here cannot be polled readable for ever.
-                Outcome::Moved(_) => return self.partial_header(fd, arena, judge),
-                other => return Some(self.not_moved(fd, other, HEADER_BYTES)),
-            }
-            let frame = match Frame::parse(bytes) {
-                Ok(frame) => frame,
-                Err(error) => return Some(Step::Ended(error.to_string())),
-            };
-            if frame.kind == Kind::Block {
-                let block = match judge.expect(&frame) {
-                    Ok(block) => block,
-                    Err(error) => return Some(Step::Ended(error)),
-                };
-                if !self.read_this && judge.wants_peek(block) {
-                    self.state = State::Peek { frame, block, seen: 0, since: now };
-                    return None;
-                }
-            }
+    /// Looks at the next header without consuming it.
+    fn header(&mut self, fd: BorrowedFd<'_>, now: Now, judge: &impl Judge) -> Option<Step> {
+        let mut bytes = [0; HEADER_BYTES];
+        match socket::peek(fd, &mut bytes) {
+            Outcome::Moved(HEADER_BYTES) => {}
+            // A part of a header: consumed at once, so that a connection that ends here cannot be polled readable for ever.
+            Outcome::Moved(_) => return self.read_header(fd),
+            other => return Some(self.not_moved(fd, other, HEADER_BYTES)),
         }
-        self.partial_header(fd, arena, judge)
+        let frame = match Frame::parse(&bytes) {
+            Ok(frame) => frame,
+            Err(error) => return Some(Step::Ended(error.to_string())),
+        };
+        if frame.kind != Kind::Block {
+            return self.read_header(fd);
+        }
+        match judge.expect(&frame) {
+            Ok(block) => {
+                self.state = State::Await { frame, block, seen: 0, since: now };
+                None
+            }
+            Err(error) => Some(Step::Ended(error)),
+        }
     }
 
-    /// Consumes the header and chooses where its payload goes.
-    fn partial_header(&mut self, fd: BorrowedFd<'_>, arena: &Arena, judge: &impl Judge) -> Option<Step> {
-        // A block needs a buffer for certain: take it first, so that a header is not consumed in vain.
-        let Some(lease) = arena.take() else { return Some(Step::NoLease) };
+    /// Reads what there is of a header.
+    fn read_header(&mut self, fd: BorrowedFd<'_>) -> Option<Step> {
+        if !matches!(self.state, State::Header { .. }) {
+            self.state = HEADER;
+        }
         let State::Header { bytes, filled } = &mut self.state else { return None };
         match socket::recv(fd, &mut bytes[*filled..]) {
             Outcome::Moved(moved) => *filled += moved,
@@ -182,9 +181,19 @@ impl Inbox {
                 return Some(self.not_moved(fd, other, missing));
             }
         }
-        if *filled < HEADER_BYTES {
-            return None;
+        None
+    }
+
+    /// Consumes the header and chooses where its payload goes: for control frames, and for blocks that are read as they come.
+    fn consume_header(&mut self, fd: BorrowedFd<'_>, arena: &Arena, judge: &impl Judge) -> Option<Step> {
+        // Taken before the header is consumed; and not one of those that whole frames need.
+        let spare = arena.free() > arena.slots() / 4;
+        match &self.state {
+            State::Header { filled: HEADER_BYTES, .. } => {}
+            _ if self.read_this && !spare => return Some(Step::NoLease),
+            _ => return self.read_header(fd),
         }
+        let State::Header { bytes, .. } = &self.state else { return None };
         let frame = match Frame::parse(bytes) {
             Ok(frame) => frame,
             Err(error) => return Some(Step::Ended(error.to_string())),
@@ -193,15 +202,14 @@ impl Inbox {
             self.state = State::Control { frame, payload: vec![0; frame.len as usize], filled: 0 };
             return None;
         }
-        match judge.expect(&frame) {
-            Ok(block) => {
-                let mut lease = lease;
-                lease[FRAME_START..FRAME_START + HEADER_BYTES].copy_from_slice(bytes);
-                self.state = State::Fill { frame, block, lease, filled: HEADER_BYTES };
-                None
-            }
-            Err(error) => Some(Step::Ended(error)),
-        }
+        let block = match judge.expect(&frame) {
+            Ok(block) => block,
+            Err(error) => return Some(Step::Ended(error)),
+        };
+        let Some(mut lease) = spare.then(|| arena.take()).flatten() else { return Some(Step::NoLease) };
+        lease[FRAME_START..FRAME_START + HEADER_BYTES].copy_from_slice(bytes);
+        self.state = State::Fill { frame, block, lease, filled: HEADER_BYTES };
+        None
     }
 
     fn control(&mut self, fd: BorrowedFd<'_>) -> Option<Step> {
@@ -220,9 +228,10 @@ impl Inbox {
         Some(done)
     }
 
-    fn peek(&mut self, fd: BorrowedFd<'_>, arena: &Arena, now: Now, fired: bool) -> Option<Step> {
-        let State::Peek { frame, block, seen, since } = &mut self.state else { return None };
-        let total = frame.total_bytes();
+    /// Takes the frame if the whole of it is in the socket.
+    fn whole(&mut self, fd: BorrowedFd<'_>, arena: &Arena, now: Now, fired: bool, judge: &impl Judge) -> Option<Step> {
+        let State::Await { frame, block, seen, since } = &mut self.state else { return None };
+        let (frame, block, total) = (*frame, *block, frame.total_bytes());
         let queued = match socket::readable_bytes(fd) {
             Ok(queued) => queued,
             Err(error) => return Some(Step::Ended(error.to_string())),
@@ -233,23 +242,22 @@ impl Inbox {
             }
             // Polled readable although SO_RCVLOWAT asks for more: the window is nearly full (or the stream ended).
             self.read_this = (fired && self.lowat == total) || now.saturating_sub(*since) > STUCK;
-            if self.read_this {
-                self.state = HEADER;
-                return None;
-            }
-            return Some(self.block_until(fd, total));
+            return (!self.read_this).then(|| self.block_until(fd, total));
         }
         let Some(mut lease) = arena.take() else { return Some(Step::NoLease) };
-        match socket::peek(fd, &mut lease[FRAME_START..FRAME_START + total]) {
+        let (bytes, in_socket) = (&mut lease[FRAME_START..FRAME_START + total], judge.wants_peek(block));
+        match if in_socket { socket::peek(fd, bytes) } else { socket::recv(fd, bytes) } {
             Outcome::Moved(moved) if moved == total => {
-                let arrival = Arrival { block: *block, frame: *frame, lease, in_socket: true };
                 self.state = HEADER;
-                Some(Step::Block(arrival))
+                Some(Step::Block(Arrival { block, frame, lease, in_socket }))
+            }
+            Outcome::Moved(moved) if !in_socket && moved >= HEADER_BYTES => {
+                self.state = State::Fill { frame, block, lease, filled: moved };
+                None
             }
             Outcome::Failed(error) => Some(Step::Ended(error.to_string())),
             _ => {
                 self.read_this = true;
-                self.state = HEADER;
                 None
             }
         }

@@ -195,9 +195,14 @@ impl Io {
         !self.disk.is_empty()
     }
 
-    /// A buffer for something that a child waits for; none when receiving would go short.
+    /// Whether a child may hold another buffer: not when receiving would go short.
+    pub(super) fn may_lease_for_sending(&self) -> bool {
+        self.arena.free() > RESERVED_LEASES
+    }
+
+    /// A buffer for something that a child waits for.
     pub(super) fn lease_for_sending(&self) -> Option<LeaseMut> {
-        (self.arena.free() > RESERVED_LEASES).then(|| self.arena.take()).flatten()
+        self.may_lease_for_sending().then(|| self.arena.take()).flatten()
     }
 
     /// Tells the control side; false, and counted, when its queue is full. Reports repeat what matters.

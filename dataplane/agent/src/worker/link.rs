@@ -10,7 +10,7 @@ use faasnet_relay::wire::Frame;
 use faasnet_ring::socket;
 
 use super::inbox::Inbox;
-use super::io::{ConnId, Direction, Io, Mover};
+use super::io::{ConnId, Direction, Io};
 use super::outbox::{Flushed, Outbox};
 
 /// See the module's documentation.
@@ -52,7 +52,7 @@ impl Link {
             link,
             target,
             fd,
-            inbox: Inbox::new(io.mover == Mover::Splice),
+            inbox: Inbox::new(),
             connected: false,
             welcomed: false,
             want_due: false,

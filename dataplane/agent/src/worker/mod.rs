@@ -101,7 +101,7 @@ impl WorkerHandle {
 
 impl Drop for WorkerHandle {
     fn drop(&mut self) {
-        // Ignored: as above.
+        // Ignored: a full or closed mailbox; its end, with this handle, stops the worker as well.
         let _ = self.commands.try_send(WorkerCommand::Stop);
         self.waker.wake();
     }

@@ -43,6 +43,7 @@ pub(super) struct Outbox {
 
 /// A child may have so much in its pipe: bytes there are outside of the kernel's socket accounting.
 const PIPE_CAP_BYTES: usize = 1 << 20;
+const PAGE_BYTES: usize = 4096;
 /// Pipes with fewer slots cannot hold a block of small fragments.
 const MIN_SLOTS: usize = 128;
 /// Buffers that one child may hold, so that it cannot starve its siblings.
@@ -64,9 +65,10 @@ impl Outbox {
         self.pipe = Pipe::new(PIPE_CAP_BYTES).ok().filter(|pipe| pipe.slots() >= MIN_SLOTS);
     }
 
-    /// Whether a frame of `len` bytes may be teed into the pipe now.
+    /// Whether a frame of `len` bytes may be teed into the pipe now. A pipe counts slots: small fragments fill it long before its bytes
+    /// do, and then the rest of a frame waits in a buffer behind it.
     pub(super) fn pipe_has_room(&self, len: usize) -> bool {
-        self.pipe.as_ref().is_some_and(|pipe| pipe.buffered() + len <= PIPE_CAP_BYTES)
+        self.leases == 0 && self.pipe.as_ref().is_some_and(|pipe| pipe.buffered() + len <= pipe.slots() * PAGE_BYTES)
     }
 
     /// Whether another leased buffer may be queued now.

@@ -29,7 +29,10 @@ struct Worker {
     listener: OwnedFd,
     listener_id: ConnId,
     functions: HashMap<FunctionId, Function>,
+    /// In the order of arrival.
     newcomers: Vec<Newcomer>,
+    /// When to try to accept again, after it failed.
+    accept_again: Option<Now>,
     stopping: bool,
 }
 
@@ -38,6 +41,8 @@ const MAX_NEWCOMERS: usize = 256;
 /// How long a newcomer may take to say `Hello`, and how long it is kept while its function is not known here: commands of one burst
 /// reach parents and children in any order.
 const NEWCOMER_PATIENCE: Duration = Duration::from_secs(2);
+/// After a failure to accept.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// An idle worker wakes up this rarely.
 const IDLE_WAIT: Duration = Duration::from_secs(5);
 /// How long writes in flight may take when the worker stops.
@@ -101,6 +106,7 @@ impl Worker {
             listener_id,
             functions: HashMap::new(),
             newcomers: Vec::new(),
+            accept_again: None,
             stopping: false,
         };
         Ok((worker, address))
@@ -129,7 +135,8 @@ impl Worker {
         if !self.commands.is_empty() || self.stopping {
             return Duration::ZERO;
         }
-        let quiet = self.newcomers.is_empty() && self.functions.values().all(Function::is_quiet);
+        let quiet =
+            self.newcomers.is_empty() && self.accept_again.is_none() && self.functions.values().all(Function::is_quiet);
         if quiet { IDLE_WAIT } else { TICK }
     }
 
@@ -242,19 +249,31 @@ impl Worker {
                 Ok(Some((fd, _))) => {
                     let id = self.io.route(Route::Newcomer);
                     if self.newcomers.len() >= MAX_NEWCOMERS {
-                        self.io.close(id, fd);
-                        continue;
+                        // The one that has been silent longest makes room: silent strangers must not lock children out.
+                        let silent = self.newcomers.iter().find(|newcomer| newcomer.hello.is_none());
+                        match silent.map(|newcomer| newcomer.id) {
+                            Some(oldest) => self.dismiss(oldest, None),
+                            None => {
+                                self.io.close(id, fd);
+                                continue;
+                            }
+                        }
                     }
                     self.newcomers.push(Newcomer::new(id, fd, self.io.now()));
                     self.listen_to(id);
                 }
                 Ok(None) => break,
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a child; trying again with the next one");
-                    break;
+                    // Out of descriptors, most likely: the listener stays readable, so it is armed again only after a pause.
+                    if self.accept_again.is_none() {
+                        tracing::warn!(%error, "cannot accept children; trying again every second; raise the limit of open files (ulimit -n)");
+                    }
+                    self.accept_again = Some(self.io.now() + ACCEPT_PAUSE);
+                    return;
                 }
             }
         }
+        self.accept_again = None;
         self.io.arm(self.listener_id, &self.listener, Direction::Read);
     }
 
@@ -289,7 +308,7 @@ impl Worker {
         let Some(hello) = self.newcomers[index].hello else { return };
         let function = self.functions.get_mut(&hello.function).filter(|function| function.image() == hello.image);
         if let Some(function) = function {
-            let newcomer = self.newcomers.swap_remove(index);
+            let newcomer = self.newcomers.remove(index);
             function.adopt(newcomer, &hello, &mut self.io);
         }
     }
@@ -301,7 +320,7 @@ impl Worker {
 
     fn dismiss(&mut self, id: ConnId, refusal: Option<(Refusal, &str)>) {
         let Some(index) = self.newcomers.iter().position(|newcomer| newcomer.id == id) else { return };
-        let newcomer = self.newcomers.swap_remove(index);
+        let newcomer = self.newcomers.remove(index);
         if let Some((refusal, text)) = refusal {
             newcomer.refuse(refusal, text);
         }
@@ -318,6 +337,9 @@ impl Worker {
     fn tick(&mut self, now: Now) {
         for function in self.functions.values_mut() {
             function.tick(&mut self.io);
+        }
+        if self.accept_again.is_some_and(|at| now >= at) {
+            self.accept();
         }
         let every = self.io.patience.waiting_every;
         for newcomer in self.newcomers.iter_mut().filter(|newcomer| newcomer.hello.is_some()) {

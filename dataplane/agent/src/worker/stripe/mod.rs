@@ -171,6 +171,7 @@ impl Stripe {
         }
         self.resume_starved(shared, io);
         for index in (0..self.children.len()).rev() {
+            self.children[index].unleased = false;
             if self.children[index].is_quiet(io) && self.children[index].loading.is_none() {
                 let waiting = wire::encode_waiting(self.waiting_for(shared));
                 self.children[index].outbox.bytes(waiting.to_vec());

@@ -67,7 +67,13 @@ impl Stripe {
                     return Ok(());
                 }
                 Step::Control(frame, payload) => self.control(index, &frame, payload, shared, io)?,
-                Step::Block(arrival) => self.arrived(index, arrival, shared, io)?,
+                Step::Block(arrival) => {
+                    self.arrived(index, arrival, shared, io)?;
+                    if !self.core.is_needed() {
+                        // The link ends as planned; whether the parent was faster in ending it is nobody's failure.
+                        return Ok(());
+                    }
+                }
                 Step::Ended(reason) => return Err(LinkEnd::new(reason)),
             }
         }
@@ -82,12 +88,8 @@ impl Stripe {
 
     /// Whether an attached child is to be given a moment to make room for the next block.
     fn must_hold(&mut self, now: Now, io: &Io) -> bool {
-        let mover = io.mover;
         // All of them are asked: each counts its own waiting.
-        self.children
-            .iter_mut()
-            .filter_map(|child| child.holds_stream(mover, MAX_FRAME_BYTES, now).then_some(()))
-            .count()
+        self.children.iter_mut().filter_map(|child| child.holds_stream(io, MAX_FRAME_BYTES, now).then_some(())).count()
             > 0
     }
 
@@ -154,8 +156,10 @@ impl Stripe {
             shared.counters.blocks_refused += 1;
             return Err(LinkEnd { reason: format!("block {} failed verification", block.0), wrong_bytes: true });
         }
-        self.core.upstreams.block(link.link, io.now());
-        if !self.core.received(block) {
+        if self.core.received(block) {
+            self.core.upstreams.block(link.link, io.now());
+        } else {
+            // Not a sign that the stream goes on: an upstream that repeats itself is left like one that sends nothing.
             shared.counters.bytes_refetched += u64::from(frame.len);
             return if in_socket { discard(link.fd(), total).map_err(LinkEnd::new) } else { Ok(()) };
         }
@@ -178,10 +182,10 @@ impl Stripe {
 
     /// Indexes of the children that get `block` now.
     fn take_live(&mut self, block: BlockIndex, total: usize, in_socket: bool, io: &Io) -> Vec<usize> {
-        let (mut ids, children, mover) = (Vec::new(), &mut self.children, io.mover);
+        let (mut ids, children) = (Vec::new(), &self.children);
         let ready = |id| {
-            let child = children.iter_mut().find(|child| child.child_id() == id);
-            child.is_some_and(|child| child.is_ready_for_live(mover, in_socket, total))
+            let child = children.iter().find(|child| child.child_id() == id);
+            child.is_some_and(|child| child.is_ready_for_live(io, in_socket, total))
         };
         self.core.downstream.forward(block, ready, &mut ids);
         (0..self.children.len()).filter(|&index| ids.contains(&self.children[index].child_id())).collect()

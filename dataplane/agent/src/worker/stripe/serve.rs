@@ -25,7 +25,7 @@ impl Stripe {
         let child = &self.children[index];
         if child.outbox.queued_bytes() == 0 && self.core.downstream.owed_count(child.child_id()) > 0 {
             // Its turn may be over with more to send: readiness comes at once if so.
-            if self.core.backlog(child.child_id()) > 0 && child.loading.is_none() {
+            if self.core.backlog(child.child_id()) > 0 && child.loading.is_none() && !child.unleased {
                 io.arm(child.id, child.fd(), Direction::Write);
             }
         }
@@ -55,8 +55,10 @@ impl Stripe {
                 let op = DiskOp { function: shared.function, image, stripe: self.id, block, child: Some(child.id) };
                 io.read_back(op, lease, frame.len as usize);
             }
-            // The next tick tries again.
-            None => self.core.downstream.owe_again(id, block),
+            None => {
+                child.unleased = true;
+                self.core.downstream.owe_again(id, block);
+            }
         }
         false
     }

@@ -11,6 +11,7 @@ use crate::bench_commands::BenchCommand;
 use crate::client::{self, Control, DEFAULT_CONTROLLER};
 use crate::daemon_args::{AgentArgs, ControllerArgs};
 use crate::lab_commands::LabCommand;
+use crate::sim_commands::SimArgs;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -106,6 +107,8 @@ pub enum Command {
     /// Measure the data path on this machine
     #[command(subcommand)]
     Bench(BenchCommand),
+    /// Simulate whole clusters: the real relay core, trees and controller on a virtual clock and network
+    Sim(SimArgs),
 }
 
 /// Whose function it is.
@@ -123,6 +126,8 @@ pub enum Policy {
     Twin,
     /// One tree of minimum height
     Complete,
+    /// One tree, balanced by rotations: the paper's
+    Avl,
 }
 
 impl fmt::Display for Policy {
@@ -130,6 +135,7 @@ impl fmt::Display for Policy {
         f.write_str(match self {
             Self::Twin => "twin",
             Self::Complete => "complete",
+            Self::Avl => "avl",
         })
     }
 }

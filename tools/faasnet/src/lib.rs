@@ -24,5 +24,6 @@ pub mod pull;
 pub mod registry;
 pub mod run;
 pub mod settings;
+pub mod sim_commands;
 pub mod tree_view;
 pub mod view;

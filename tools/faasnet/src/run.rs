@@ -9,7 +9,7 @@ use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::{Cli, Command, ImageCommand};
-use crate::{bench_commands, daemon, demo, functions, image_commands, lab_commands, nodes, output, provision, pull};
+use crate::{bench_commands, daemon, demo, functions, image_commands, lab_commands, nodes, output, provision, pull, sim_commands};
 
 /// Parses, runs, reports. 0: done; 1: failed, with one line on standard error; 2: wrong usage.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -61,6 +61,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Image(ImageCommand::Build(args)) => image_commands::build(args, global.json).await?,
         Command::Image(ImageCommand::Inspect(args)) => image_commands::inspect(args, global.json).await?,
         Command::Registry(args) => daemon::registry(args).await?,
+        Command::Sim(args) => sim_commands::sim(global, args)?,
         Command::Bench(command) => bench_commands::run(global, command).await?,
         Command::Lab(command) => return lab_commands::run(global, command).await,
     }

@@ -4,7 +4,6 @@
 
 use std::time::Duration;
 
-use faasnet_api::NodeId;
 use faasnet_relay::downstream::ChildId;
 use faasnet_relay::upstream::Now;
 
@@ -15,7 +14,6 @@ use crate::network::ConnId;
 /// See the module's documentation.
 pub(crate) struct Child {
     pub(crate) conn: ConnId,
-    pub(crate) node: NodeId,
     pub(crate) wanted: bool,
     pub(crate) want: Vec<u8>,
     pub(crate) want_is_whole: bool,
@@ -41,10 +39,9 @@ const STORED_BLOCKS: u32 = 2;
 const STUCK: u64 = 10 * SECOND;
 
 impl Child {
-    pub(crate) fn new(conn: ConnId, node: NodeId, wants_descriptor: bool) -> Self {
+    pub(crate) fn new(conn: ConnId, wants_descriptor: bool) -> Self {
         Self {
             conn,
-            node,
             wanted: false,
             want: Vec::new(),
             want_is_whole: false,

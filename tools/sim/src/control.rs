@@ -246,7 +246,6 @@ pub(crate) fn lone_spec(index: usize, bytes: u64) -> Result<Spec> {
 fn spec(index: usize, name: &str, descriptor: &Descriptor) -> Spec {
     Spec {
         index,
-        name: name.into(),
         id: FunctionId::new(TENANT, name),
         image: descriptor.id(),
         geometry: std::sync::Arc::clone(descriptor.geometry()),

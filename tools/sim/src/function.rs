@@ -18,7 +18,6 @@ use crate::stripe::Stripe;
 #[derive(Debug)]
 pub(crate) struct Spec {
     pub(crate) index: usize,
-    pub(crate) name: String,
     pub(crate) id: FunctionId,
     pub(crate) image: ImageId,
     pub(crate) geometry: Arc<Geometry>,

@@ -20,7 +20,11 @@ mod outcome;
 mod plan;
 mod provision;
 mod random;
+mod reparenting;
+mod scenario;
 mod stripe;
 
 pub use outcome::{Outcome, Seconds, run};
 pub use plan::{Bug, Faults, SimPlan, Topology};
+pub use reparenting::{Reparenting, reparenting_table};
+pub use scenario::{Case, Scenario, at_once};

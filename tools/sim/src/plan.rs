@@ -119,7 +119,7 @@ impl SimPlan {
     /// A small cluster in which, by the seed, anything may go wrong: at most 50 nodes and 64 MiB.
     pub fn chaos(seed: u64) -> Self {
         let mut random = Random::new(seed, "chaos");
-        let policies = [Policy::Twin, Policy::Complete, Policy::Complete];
+        let policies = [Policy::Twin, Policy::Complete, Policy::Avl];
         let policy = policies[random.below(3) as usize];
         let nodes = random.between(2, 50) as usize;
         let mut plan = Self::new(nodes, random.between(1, 64) << 20, Topology::Trees(policy), seed);

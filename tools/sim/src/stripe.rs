@@ -107,7 +107,7 @@ impl Stripe {
         }
         let path = wire::encode_path(Kind::Welcome, &self.core.path());
         io.net.send_down(conn, Item::Control(path));
-        self.children.push(Child::new(conn, hello.node, hello.wants_descriptor));
+        self.children.push(Child::new(conn, hello.wants_descriptor));
         let index = self.children.len() - 1;
         self.greet_with_image(index, shared, io);
         self.child_ready(conn, shared, io);
@@ -402,11 +402,9 @@ impl Stripe {
     fn serve(&mut self, index: usize, shared: &mut Shared, io: &mut Io<'_>) {
         let (conn, id) = (self.children[index].conn, self.children[index].id());
         while self.children[index].has_room_for_stored(io) && self.core.has_image() {
-            let Some(block) = self.core.next_from_store(id) else {
-                // Caught up: from here on blocks are passed on as they arrive.
-                self.children[index].attached = true;
-                break;
-            };
+            // Caught up, all but a few: from here on blocks are passed on as they arrive, and these few in between.
+            self.children[index].attached |= self.core.backlog(id) <= ATTACH_BACKLOG;
+            let Some(block) = self.core.next_from_store(id) else { break };
             let Some(place) = shared.spec.geometry.place(block) else { return };
             let written = shared.file.written.contains(block);
             io.send_block(conn, block, place.len, if written { Content::Right } else { Content::Unwritten });
@@ -461,6 +459,9 @@ impl Stripe {
         io.net.close_parent(child.conn);
     }
 }
+
+/// A child that is owed no more stored blocks than this is attached again.
+const ATTACH_BACKLOG: u32 = 4;
 
 /// The path as the core hears it: nothing at all under the planted defect that nobody looks at paths.
 fn planted_path(path: Vec<NodeId>, io: &Io<'_>) -> Vec<NodeId> {

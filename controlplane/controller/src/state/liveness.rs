@@ -41,6 +41,10 @@ impl State {
             ));
             return self.emit(Output::Close { session, refusal });
         }
+        let mut held = attached.held.iter();
+        if let Err(refusal) = held.try_for_each(|held| self.believe(&held.function_id, held.term, held.epoch)) {
+            return self.emit(Output::Close { session, refusal });
+        }
         let restarted = known.is_none_or(|node| node.incarnation != attached.incarnation);
         let moved = known.is_some_and(|node| node.address != address);
         if let Some(old) = known.and_then(|node| node.session) {

@@ -7,6 +7,9 @@ use super::io::{Now, Output, Refusal, SessionId};
 use super::names::function_name;
 use super::records::Key;
 
+/// Terms and epochs above this are not taken from an agent. Far above what counting from one can reach, far below the end of the range.
+const LATEST: u64 = 1 << 60;
+
 impl State {
     pub(super) fn heard(&mut self, now: Now, session: SessionId, event: v1::event::Event) {
         let Some(&node) = self.sessions.get(&session) else { return };
@@ -16,7 +19,13 @@ impl State {
                 let refusal = Refusal::invalid("an agent attaches once per stream");
                 self.emit(Output::Close { session, refusal });
             }
-            v1::event::Event::Heartbeat(heartbeat) => self.heartbeat(now, node, heartbeat),
+            v1::event::Event::Heartbeat(heartbeat) => {
+                let mut rows = heartbeat.functions.iter();
+                match rows.try_for_each(|row| self.believe(&row.function_id, row.term, row.epoch)) {
+                    Ok(()) => self.heartbeat(now, node, heartbeat),
+                    Err(refusal) => self.emit(Output::Close { session, refusal }),
+                }
+            }
             v1::event::Event::EdgeFailed(failed) => self.edge_failed(now, node, &failed),
             v1::event::Event::ImageFailed(failed) => self.image_failed(now, node, failed),
             // What a node holds no more is known from the intent; this only confirms it.
@@ -147,6 +156,21 @@ impl State {
                 self.emit(Output::Send { session, command: v1::command::Command::JoinRefused(refused) });
             }
         }
+    }
+
+    /// Refuses a version that no controller can have reached. Ours must rise above those that agents hold, and above a number near the
+    /// end of the range there is no room: one lying or broken agent would make all others ignore every later command.
+    pub(super) fn believe(&self, function_id: &[u8], term: u64, epoch: u64) -> Result<(), Refusal> {
+        let id = FunctionId::try_from(function_id).ok();
+        let function = id.and_then(|id| self.functions.get(&id)).map(|function| function.epoch);
+        let told = function.or_else(|| self.retired.get(&id?).copied()).unwrap_or(0);
+        // What we said ourselves is believed whatever it is.
+        if term <= self.term.max(LATEST) && (term < self.term || epoch <= told.max(LATEST)) {
+            return Ok(());
+        }
+        Err(Refusal::invalid(format!(
+            "the agent says that it holds a plan of term {term}, epoch {epoch}, which no controller gave it; restart the agent"
+        )))
     }
 
     /// The epoch that a command must exceed to reach an agent that holds (term, epoch).

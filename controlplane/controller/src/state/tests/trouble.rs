@@ -237,6 +237,62 @@ fn the_term_rises_above_what_agents_report() {
     world.check();
 }
 
+/// Catches a broken agent whose version near the end of the range is taken over, so that the next command counts as older than all
+/// before and every agent ignores it.
+#[test]
+fn a_version_that_nobody_gave_is_not_taken_over() {
+    let mut world = World::with(3, Policy::Twin);
+    world.provision("f", 2, &[]).unwrap();
+    let (term, epoch) = (world.state.term(), world.state.functions[&function("f")].epoch);
+    let why_closed = |world: &mut World| world.agents.get_mut(&node(2)).unwrap().closed.pop().unwrap_or_default();
+    let image_id = descriptor("example/app:1", layout()).id().to_vec();
+    for (name, their_term, their_epoch) in [
+        ("f", u64::MAX, 1),
+        ("f", u64::MAX - 1, u64::MAX),
+        ("f", term, u64::MAX),
+        ("f", term, u64::MAX - 1),
+        ("unknown", term, u64::MAX),
+        ("unknown", term + 1, u64::MAX),
+    ] {
+        let (function_id, image_id) = (function(name).to_vec(), image_id.clone());
+        world.attach(2);
+        let row = v1::FunctionProgress {
+            function_id: function_id.clone(),
+            image_id: image_id.clone(),
+            term: their_term,
+            epoch: their_epoch,
+            ..Default::default()
+        };
+        world.hear(2, v1::event::Event::Heartbeat(v1::Heartbeat { functions: vec![row] }));
+        assert!(why_closed(&mut world).contains("restart the agent"), "{name}, {their_term}, {their_epoch}");
+        let held =
+            v1::HeldFunction { function_id, image_id, term: their_term, epoch: their_epoch, ..Default::default() };
+        world.attach_with(2, vec![held]);
+        assert!(why_closed(&mut world).contains("restart the agent"), "{name}, {their_term}, {their_epoch}");
+    }
+    assert_eq!((world.state.term(), world.state.functions[&function("f")].epoch), (term, epoch));
+    // Versions go on rising for everybody; the pretended agents refuse a command that is older than the one before.
+    world.attach(2);
+    world.provision("f", 3, &[]).unwrap();
+    world.release("f", &[0]).unwrap();
+    world.check();
+    // A late version that could be true is followed, and after it what we said ourselves is believed.
+    let image_id = descriptor("example/app:1", layout()).id().to_vec();
+    let late = v1::HeldFunction {
+        function_id: function("f").to_vec(),
+        image_id,
+        term: 1 << 60,
+        epoch: 1 << 60,
+        ..Default::default()
+    };
+    world.attach_with(1, vec![late]);
+    assert_eq!(world.state.term(), (1 << 60) + 1);
+    (0..3).for_each(|n| world.beat(n, FunctionState::Complete));
+    let closed = world.agents.values().flat_map(|agent| &agent.closed);
+    assert!(closed.into_iter().all(|why| why.contains("has attached again")));
+    world.check();
+}
+
 /// Catches an agent that attaches with nonsense, as an older incarnation, or twice.
 #[test]
 fn strange_agents_are_turned_away() {

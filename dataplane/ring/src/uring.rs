@@ -72,6 +72,7 @@ impl UringDriver {
         let mut notes = Vec::new();
         let ring = setup(&mut notes).map_err(SetupError::Uring)?;
         let registered = register(&ring, arena, &mut notes);
+        keep_together(&ring);
         Ok(Self {
             ops: ManuallyDrop::new(Slab::with_capacity(COMPLETIONS as usize)),
             arms: Vec::new(),
@@ -296,6 +297,19 @@ fn entry(transfer: &mut Transfer, arena: &Arena, registered: bool) -> squeue::En
                 false => opcode::Read::new(fd, start, len).offset(offset).build(),
             }
         }
+    }
+}
+
+/// Lets the kernel's own threads of this ring run only where this thread may run. They ignore its affinity otherwise, so a worker that is
+/// pinned to a core would write files on somebody else's (IORING_REGISTER_IOWQ_AFF, Linux 5.14).
+fn keep_together(ring: &IoUring) {
+    // SAFETY: an all-zero `cpu_set_t` is an empty set.
+    let mut cores: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: asks about the calling thread; the kernel writes at most the given size into the live local `cores`.
+    let known = unsafe { libc::sched_getaffinity(0, size_of_val(&cores), &raw mut cores) };
+    if known == 0 {
+        // Ignored: an older kernel has its threads run anywhere, which is a matter of speed only.
+        let _ = ring.submitter().register_iowq_aff(&cores);
     }
 }
 

@@ -14,6 +14,7 @@ use v1::command::Command;
 use v1::event::Event as Said;
 
 use crate::agenda::{MICROSECOND, MILLISECOND, SECOND, Time};
+use crate::checks::Rings;
 use crate::control::{self, Control, Effect, Message, Order};
 use crate::faults::Fault;
 use crate::feed::Feed;
@@ -74,6 +75,7 @@ pub(crate) struct Cluster {
     pub(crate) provisions_left: usize,
     /// Nothing that was planned to go wrong happens after this.
     pub(crate) settled_at: Time,
+    pub(crate) rings: Rings,
     /// The newest version that was sent to a host.
     sent: BTreeMap<Key, (u64, u64)>,
 }
@@ -105,6 +107,7 @@ impl Cluster {
             outstanding: BTreeSet::new(),
             provisions_left: 0,
             settled_at: 0,
+            rings: Rings::new(),
             sent: BTreeMap::new(),
             plan: plan.clone(),
         };
@@ -215,6 +218,7 @@ impl Cluster {
                 let effects = self.control.tick(self.net.now());
                 self.carry_out(effects);
                 self.feed.tick(&mut self.net);
+                self.check_edges();
                 self.net.agenda.after(CONTROL_TICK, Event::ControlTick);
             }
             Event::Provision(wave) => self.provision(wave),

@@ -13,6 +13,7 @@ use crate::network::{ConnId, Content, Item, Network};
 struct Edge {
     owed: BlockSet,
     cursor: BlockIndex,
+    wanted: bool,
     stopping: bool,
     said: Time,
 }
@@ -73,6 +74,12 @@ impl Feed {
         }
     }
 
+    /// What is still to be sent on a connection; `None` before `Want` and after `Stop`.
+    pub(crate) fn owes(&self, conn: ConnId) -> Option<u32> {
+        let edge = self.edges.get(&conn).filter(|edge| edge.wanted && !edge.stopping)?;
+        Some(edge.owed.count())
+    }
+
     /// Tells those who wait that it lives.
     pub(crate) fn tick(&mut self, net: &mut Network) {
         let now = net.now();
@@ -100,12 +107,13 @@ impl Feed {
             net.send_down(conn, Item::Descriptor(descriptor_bytes));
         }
         let owed = BlockSet::new(geometry.blocks());
-        self.edges.insert(conn, Edge { owed, cursor: BlockIndex(0), stopping: false, said: net.now() });
+        self.edges.insert(conn, Edge { owed, cursor: BlockIndex(0), wanted: false, stopping: false, said: net.now() });
     }
 
     fn want(&mut self, conn: ConnId, bitmap: &[u8], first: u32, geometry: &Geometry) {
         let Some(edge) = self.edges.get_mut(&conn) else { return };
         let part = BlockSet::from_bitmap(geometry.blocks().saturating_sub(first), bitmap);
+        edge.wanted = true;
         part.iter().for_each(|block| {
             edge.owed.insert(BlockIndex(block.0 + first));
         });

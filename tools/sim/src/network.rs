@@ -216,6 +216,11 @@ impl Network {
         self.conn(id).queued_blocks
     }
 
+    /// Blocks that the parent has given away and the child has not read.
+    pub(crate) fn blocks_under_way(&self, id: ConnId) -> u32 {
+        self.conn(id).queued_blocks + self.conn(id).in_flight
+    }
+
     pub(crate) fn is_queue_empty(&self, id: ConnId) -> bool {
         self.conn(id).queue.is_empty()
     }

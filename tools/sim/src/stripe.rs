@@ -73,12 +73,29 @@ impl Stripe {
         self.core.upstreams.active().map(|(_, target)| target)
     }
 
+    /// The connection that delivers, once it was asked to.
+    pub(crate) fn streaming(&self) -> Option<ConnId> {
+        let (active, _) = self.core.upstreams.active()?;
+        self.links.iter().find(|link| link.link == active && link.wanted).map(|link| link.conn)
+    }
+
+    /// Blocks that have not arrived.
+    pub(crate) fn missing(&self) -> u32 {
+        self.core.want_bitmap().iter().map(|byte| byte.count_ones()).sum()
+    }
+
+    /// Blocks that a child is owed; `None` before its `Want` and after its `Stop`.
+    pub(crate) fn owes(&self, conn: ConnId) -> Option<u32> {
+        let child = self.children.iter().find(|child| child.conn == conn && child.wanted && !child.stopping)?;
+        Some(self.core.downstream.owed_count(child.id()))
+    }
+
     /// What is missing, and why nothing comes, for people.
     pub(crate) fn describe(&self, shared: &Shared, plan: &StripePlan) -> String {
-        let missing = self.core.want_bitmap().iter().map(|byte| byte.count_ones()).sum::<u32>();
         format!(
-            "stripe {} lacks {missing} blocks, receives from {:?}, waits for {:?}, {} links, has image: {}, path {:?}, plan: {:?} else {:?}",
+            "stripe {} lacks {} blocks, receives from {:?}, waits for {:?}, {} links, has image: {}, path {:?}, plan: {:?} else {:?}",
             self.id.0,
+            self.missing(),
             self.upstream(),
             self.waiting_for(shared),
             self.links.len(),

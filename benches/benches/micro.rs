@@ -6,11 +6,19 @@
 #![allow(missing_docs, reason = "criterion's macros make public items")]
 
 use std::hint::black_box;
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use faasnet_agent::worker::mailbox::WorkerCommand;
 use faasnet_api::descriptor::DescriptorParts;
 use faasnet_api::{BLOCK_BYTES, BlockIndex, CHUNK_BYTES, Descriptor, Entry, Geometry, Origin, Stripe};
 use faasnet_relay::wire::{Frame, Kind, encode_want};
+use faasnet_ring::{Outcome, Pipe, Waker, socket};
+use faasnet_store::Store;
 use sha2::{Digest, Sha256};
 
 const GIB: u64 = 1 << 30;
@@ -54,7 +62,117 @@ fn maps(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// Marking a block present: one word of the map, into the page cache.
+fn block_map(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("block map");
+    let Ok(folder) = tempfile::tempdir() else { return };
+    let Ok(store) = Store::open(folder.path(), None) else { return };
+    let many = Arc::new(descriptor_of(&[0; BLOCK_BYTES as usize], BLOCKS));
+    group.bench_function("mark", |bench| {
+        bench.iter_custom(|rounds| {
+            let mut took = Duration::ZERO;
+            let mut left = rounds;
+            while left > 0 {
+                // Only the first mark of a block writes: every 4,096 rounds a fresh image.
+                let Ok(image) = store.open_image("bench", Arc::clone(&many)) else { return took };
+                let now = left.min(BLOCKS.into()) as u32;
+                let begin = Instant::now();
+                (0..now).for_each(|block| drop(black_box(image.mark(BlockIndex(block)))));
+                took += begin.elapsed();
+                left -= u64::from(now);
+                drop(image);
+                if store.remove(many.id()).is_err() {
+                    return took;
+                }
+            }
+            took
+        });
+    });
+    let Ok(file) = tempfile::tempfile() else { return };
+    // The baseline: the system call alone.
+    group.bench_function("write 8 bytes", |bench| bench.iter(|| file.write_all_at(black_box(&[7; 8]), 4096)));
+    group.finish();
+}
+
+/// One command from the control side: the queue, and the wake-up that ends the worker's wait.
+fn mailbox(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("mailbox");
+    let (sender, receiver) = crossbeam::channel::bounded(1024);
+    group.bench_function("queue", |bench| {
+        bench.iter(|| sender.send(black_box(WorkerCommand::Report)).is_ok() && receiver.try_recv().is_ok());
+    });
+    let Ok(waker) = Waker::new() else { return };
+    group.bench_function("queue and wake", |bench| {
+        bench.iter(|| {
+            let sent = sender.send(black_box(WorkerCommand::Report)).is_ok();
+            waker.wake();
+            waker.drain() && sent && receiver.try_recv().is_ok()
+        });
+    });
+    group.finish();
+}
+
+/// A block from a socket through two pipes to a socket, as a relay with one more child does it; the baseline reads and writes it.
+fn pipe(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("block through a pipe");
+    group.throughput(Throughput::Bytes(BLOCK_BYTES.into()));
+    let (Ok((mut near, far)), Ok(transit), Ok(branch)) = (connection(), Pipe::new(1 << 20), Pipe::new(1 << 20)) else {
+        return;
+    };
+    let mut block = vec![7; BLOCK_BYTES as usize];
+    group.bench_function("fill, tee, discard both", |bench| {
+        bench.iter(|| {
+            let mut left = block.len();
+            while left > 0 {
+                if near.write_all(&block[..left.min(PORTION)]).is_err() {
+                    return;
+                }
+                let mut portion = left.min(PORTION);
+                while portion > 0 {
+                    let Outcome::Moved(moved) = transit.fill_from_socket(&far, portion) else { continue };
+                    let (_, _) = (transit.tee_to(&branch, moved), transit.discard(moved));
+                    branch.discard(moved);
+                    (portion, left) = (portion - moved, left - moved);
+                }
+            }
+        });
+    });
+    group.bench_function("recv", |bench| {
+        bench.iter(|| {
+            for start in (0..block.len()).step_by(PORTION) {
+                if near.write_all(&block[start..start + PORTION]).is_err() {
+                    return;
+                }
+                let mut done = 0;
+                while done < PORTION {
+                    if let Outcome::Moved(moved) = socket::recv(&far, &mut block[start + done..start + PORTION]) {
+                        done += moved;
+                    }
+                }
+            }
+        });
+    });
+    group.finish();
+}
+
+/// So much of a block lies in the socket at once.
+const PORTION: usize = 64 << 10;
+/// Blocks of the image whose map is measured: 1 GiB.
+const BLOCKS: u32 = 4096;
+
+fn connection() -> std::io::Result<(TcpStream, TcpStream)> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let near = TcpStream::connect(listener.local_addr()?)?;
+    let (far, _) = listener.accept()?;
+    far.set_nonblocking(true)?;
+    Ok((near, far))
+}
+
 fn descriptor(payload: &[u8]) -> Descriptor {
+    descriptor_of(payload, 1)
+}
+
+fn descriptor_of(payload: &[u8], blocks: u32) -> Descriptor {
     let digest = format!("sha256:{}", "0".repeat(64));
     let parts = DescriptorParts {
         block_bytes: BLOCK_BYTES,
@@ -63,8 +181,8 @@ fn descriptor(payload: &[u8]) -> Descriptor {
         manifest_media_type: String::new(),
         manifest_digest: digest.clone(),
         manifest: Vec::new(),
-        entries: vec![Entry { digest, media_type: String::new(), len: payload.len() as u64 }],
-        blocks: vec![*blake3::hash(payload).as_bytes()],
+        entries: vec![Entry { digest, media_type: String::new(), len: payload.len() as u64 * u64::from(blocks) }],
+        blocks: vec![*blake3::hash(payload).as_bytes(); blocks as usize],
     };
     match Descriptor::new(parts) {
         Ok(descriptor) => descriptor,
@@ -72,5 +190,5 @@ fn descriptor(payload: &[u8]) -> Descriptor {
     }
 }
 
-criterion_group!(benches, frame, block, maps);
+criterion_group!(benches, frame, block, maps, block_map, mailbox, pipe);
 criterion_main!(benches);

@@ -1,6 +1,7 @@
 //! The machine as it was: what has to stand beside every figure. Also who runs on which core.
 
 use anyhow::{Context, Result, ensure};
+use rustix::fs::MemfdFlags;
 use rustix::process::{Resource, getrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde::Serialize;
@@ -70,6 +71,18 @@ pub(crate) fn pin(cores: &[usize]) -> Result<()> {
     let mut set = CpuSet::new();
     cores.iter().for_each(|core| set.set(*core));
     sched_setaffinity(None, &set).with_context(|| format!("cannot run on the cores {cores:?}"))
+}
+
+/// Takes `bytes` of memory, writes to it and gives it back. In a virtual machine free memory may have been handed to the host, and the
+/// first write to such a page costs many times what writing a file costs: rows that keep must all find pages that are really there.
+pub(crate) fn touch_memory(bytes: u64) -> Result<()> {
+    let memory = rustix::fs::memfd_create("faasnet-bench", MemfdFlags::CLOEXEC).context("cannot take memory")?;
+    let portion = vec![1; 1 << 20];
+    let mut done = 0;
+    while done < bytes {
+        done += rustix::io::pwrite(&memory, &portion, done).context("not enough memory for --gib; use less")? as u64;
+    }
+    Ok(())
 }
 
 impl Environment {

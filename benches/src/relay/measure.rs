@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use faasnet_ring::{Outcome, Pipe, socket};
 
-use super::environment::Cores;
+use super::environment::{self, Cores};
 use super::gate::{Gate, PATIENCE};
 use super::network::{Network, Place};
 use super::nginx::Nginx;
@@ -53,6 +53,9 @@ pub(crate) fn one(lab: &Lab, engine: Engine, mode: Mode) -> Result<Sample> {
 
 /// Runs one row once. A child with a rate is not waited for.
 pub(crate) fn with_children(lab: &Lab, engine: Engine, mode: Mode, children: &[Character]) -> Result<Sample> {
+    if mode != Mode::Forward {
+        environment::touch_memory(lab.stream.wire_bytes())?;
+    }
     let gate = Arc::new(Gate::default());
     let protocol = match engine {
         Engine::Splice | Engine::Copy => Protocol::Frames,

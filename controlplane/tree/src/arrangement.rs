@@ -1,5 +1,6 @@
 //! The interface behind which every policy stands. It speaks of parents and children only, so a policy need not be an array heap.
 
+use crate::index::Slot;
 use crate::plan::ChangeLog;
 
 /// One policy's trees. Callers have checked that an inserted key is new and that a removed one is a member.
@@ -13,6 +14,8 @@ pub(crate) trait Arrangement<K> {
     fn root(&self, stripe: u8) -> Option<K>;
     /// `None`: no such node or stripe; `Some(None)`: the root.
     fn parent(&self, stripe: u8, node: &K) -> Option<Option<K>>;
+    /// The same for a node whose number was `slot` when it was noted.
+    fn parent_by_slot(&self, stripe: u8, slot: Slot, node: &K) -> Option<Option<K>>;
     fn children(&self, stripe: u8, node: &K) -> [Option<K>; 2];
     /// The members of one stripe's tree in the policy's own order.
     fn order(&self, stripe: u8) -> &[K];

@@ -8,11 +8,10 @@ use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 
 use crate::arrangement::Arrangement;
+use crate::index::Slot;
 use crate::plan::ChangeLog;
 
-/// A node's number in the arrays; [`NONE`] is no node.
-type Slot = u32;
-
+/// No node.
 const NONE: Slot = Slot::MAX;
 
 /// The sides of a node.
@@ -159,7 +158,7 @@ impl<K: Copy + Eq + Hash> Avl<K> {
     /// Notes a node's present parent before it may change.
     fn note(&self, slot: Slot, log: &mut ChangeLog<K>) {
         if let Some(node) = self.key(slot) {
-            log.note(0, node, Some(self.key(self.at(slot).parent)));
+            log.note(0, slot, node, Some(self.key(self.at(slot).parent)));
         }
     }
 
@@ -307,7 +306,7 @@ impl<K: Copy + Eq + Hash> Arrangement<K> for Avl<K> {
     }
 
     fn insert(&mut self, node: K, log: &mut ChangeLog<K>) {
-        log.note(0, node, None);
+        log.note(0, self.members.len() as Slot, node, None);
         let parent = if self.root == NONE { NONE } else { self.first_free() };
         let Some(slot) = self.add(node, parent) else { return };
         let side = match self.links.get(parent as usize) {
@@ -361,6 +360,14 @@ impl<K: Copy + Eq + Hash> Arrangement<K> for Avl<K> {
     fn parent(&self, stripe: u8, node: &K) -> Option<Option<K>> {
         let slot = self.slot(node).filter(|_| stripe == 0)?;
         Some(self.key(self.at(slot).parent))
+    }
+
+    fn parent_by_slot(&self, stripe: u8, slot: Slot, node: &K) -> Option<Option<K>> {
+        // An operation may have moved it to another number since.
+        match self.key(slot).as_ref() == Some(node) {
+            true => Some(self.key(self.at(slot).parent)),
+            false => self.parent(stripe, node),
+        }
     }
 
     fn children(&self, stripe: u8, node: &K) -> [Option<K>; 2] {

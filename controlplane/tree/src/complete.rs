@@ -6,17 +6,19 @@
 use std::hash::Hash;
 
 use crate::arrangement::Arrangement;
+use crate::index::{Index, Slot};
 use crate::plan::ChangeLog;
 use crate::row::Row;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Complete<K> {
     row: Row<K>,
+    index: Index<K>,
 }
 
 impl<K: Copy + Eq + Hash> Complete<K> {
-    pub(crate) fn new(row: Row<K>) -> Self {
-        Self { row }
+    pub(crate) fn new(row: Row<K>, index: Index<K>) -> Self {
+        Self { row, index }
     }
 }
 
@@ -26,16 +28,17 @@ impl<K: Copy + Eq + Hash> Arrangement<K> for Complete<K> {
     }
 
     fn contains(&self, node: &K) -> bool {
-        self.row.place(node).is_some()
+        self.index.get(node).is_some()
     }
 
     fn insert(&mut self, node: K, log: &mut ChangeLog<K>) {
-        self.row.push(node, log);
+        let slot = self.index.add(node);
+        self.row.push(node, slot, log);
     }
 
     fn remove(&mut self, node: K, log: &mut ChangeLog<K>) {
-        let Some(mut hole) = self.row.place(&node) else { return };
-        let last = self.len() - 1;
+        let Some(mut hole) = self.index.remove(&node).and_then(|slot| self.row.place(slot)) else { return };
+        let last = self.row.places().len() - 1;
         if hole == 0 && last > 0 {
             self.row.swap(0, 1, log);
             hole = 1;
@@ -45,7 +48,8 @@ impl<K: Copy + Eq + Hash> Arrangement<K> for Complete<K> {
     }
 
     fn demote(&mut self, node: &K, is_slow: &dyn Fn(&K) -> bool, log: &mut ChangeLog<K>) {
-        let Some(mut place) = self.row.place(node).filter(|place| *place < self.len() / 2) else { return };
+        let place = self.index.get(node).and_then(|slot| self.row.place(slot));
+        let Some(mut place) = place.filter(|place| *place < self.len() / 2) else { return };
         // The last place stays a leaf the longest while others join.
         let leaves = self.len() / 2..self.len();
         let Some(leaf) = leaves.rev().find(|leaf| !is_slow(&self.row.places()[*leaf])) else { return };
@@ -61,11 +65,19 @@ impl<K: Copy + Eq + Hash> Arrangement<K> for Complete<K> {
     }
 
     fn parent(&self, stripe: u8, node: &K) -> Option<Option<K>> {
-        if stripe == 0 { self.row.parent(node) } else { None }
+        let slot = self.index.get(node).filter(|_| stripe == 0)?;
+        self.row.parent(slot)
+    }
+
+    fn parent_by_slot(&self, _stripe: u8, slot: Slot, _node: &K) -> Option<Option<K>> {
+        self.row.parent(slot)
     }
 
     fn children(&self, stripe: u8, node: &K) -> [Option<K>; 2] {
-        if stripe == 0 { self.row.children(node) } else { [None, None] }
+        match self.index.get(node).filter(|_| stripe == 0) {
+            Some(slot) => self.row.children(slot),
+            None => [None, None],
+        }
     }
 
     fn order(&self, stripe: u8) -> &[K] {
@@ -73,6 +85,6 @@ impl<K: Copy + Eq + Hash> Arrangement<K> for Complete<K> {
     }
 
     fn check(&self) -> Result<(), String> {
-        self.row.check()
+        self.row.check(&self.index)
     }
 }

@@ -9,6 +9,7 @@
 mod arrangement;
 mod avl;
 mod complete;
+mod index;
 mod plan;
 mod policy;
 mod row;

@@ -1,5 +1,7 @@
 //! The difference that one change made to the trees, and the log from which it is worked out.
 
+use crate::index::Slot;
+
 /// One node's upstream in one stripe's tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Edge<K> {
@@ -23,26 +25,35 @@ pub struct Plan<K> {
 /// Remembers how the edges that an operation may touch were before it. An operation touches a bounded number of places, so a
 /// linear search is the fastest look-up.
 pub(crate) struct ChangeLog<K> {
-    before: Vec<(u8, K, Option<Option<K>>)>,
+    before: Vec<Noted<K>>,
+}
+
+struct Noted<K> {
+    stripe: u8,
+    /// The node's number when it was noted, so that it need not be looked up again.
+    slot: Slot,
+    node: K,
+    upstream: Option<Option<K>>,
 }
 
 impl<K: Copy + Eq> ChangeLog<K> {
     pub(crate) fn new() -> Self {
-        Self { before: Vec::with_capacity(16) }
+        Self { before: Vec::with_capacity(32) }
     }
 
     /// Notes the upstream of `node` before its first change; `None`: it was not in the tree. Later notes of the same edge change nothing.
-    pub(crate) fn note(&mut self, stripe: u8, node: K, upstream: Option<Option<K>>) {
-        if !self.before.iter().any(|(s, n, _)| (*s, *n) == (stripe, node)) {
-            self.before.push((stripe, node, upstream));
+    pub(crate) fn note(&mut self, stripe: u8, slot: Slot, node: K, upstream: Option<Option<K>>) {
+        if !self.before.iter().any(|noted| (noted.stripe, noted.node) == (stripe, node)) {
+            self.before.push(Noted { stripe, slot, node, upstream });
         }
     }
 
     /// The difference between what was noted and what `upstream` says now.
-    pub(crate) fn finish(self, upstream: impl Fn(u8, &K) -> Option<Option<K>>) -> Plan<K> {
-        let mut plan = Plan { changed: Vec::new(), freed: Vec::new() };
-        for (stripe, node, before) in self.before {
-            let after = upstream(stripe, &node);
+    pub(crate) fn finish(self, upstream: impl Fn(u8, Slot, &K) -> Option<Option<K>>) -> Plan<K> {
+        let noted = self.before.len();
+        let mut plan = Plan { changed: Vec::with_capacity(noted), freed: Vec::with_capacity(noted) };
+        for Noted { stripe, slot, node, upstream: before } in self.before {
+            let after = upstream(stripe, slot, &node);
             if before == after {
                 continue;
             }

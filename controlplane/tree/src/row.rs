@@ -3,51 +3,66 @@
 //!
 //! Policies change it only by `push`, `swap` and `pop`, which note every edge that they may touch.
 
-use std::collections::HashMap;
 use std::hash::Hash;
 
+use crate::index::{Index, Slot};
 use crate::plan::ChangeLog;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Row<K> {
     stripe: u8,
     places: Vec<K>,
-    place_of: HashMap<K, usize>,
+    /// Who stands at each place, by number.
+    slots: Vec<Slot>,
+    /// Where each number stands; [`NOWHERE`] for those that are not in the row.
+    place_of: Vec<u32>,
 }
+
+const NOWHERE: u32 = u32::MAX;
 
 impl<K: Copy + Eq + Hash> Row<K> {
     pub(crate) fn new(stripe: u8) -> Self {
-        Self { stripe, places: Vec::new(), place_of: HashMap::new() }
+        Self { stripe, places: Vec::new(), slots: Vec::new(), place_of: Vec::new() }
     }
 
     /// A row in the given order; `None` when a node is listed twice.
-    pub(crate) fn from_places(stripe: u8, places: Vec<K>) -> Option<Self> {
-        let place_of: HashMap<K, usize> = places.iter().enumerate().map(|(place, &node)| (node, place)).collect();
-        (place_of.len() == places.len()).then_some(Self { stripe, places, place_of })
+    pub(crate) fn from_places(stripe: u8, places: Vec<K>, index: &mut Index<K>) -> Option<Self> {
+        let mut row = Self::new(stripe);
+        for node in places {
+            let slot = index.add(node);
+            if row.place(slot).is_some() {
+                return None;
+            }
+            row.append(node, slot);
+        }
+        Some(row)
     }
 
     pub(crate) fn places(&self) -> &[K] {
         &self.places
     }
 
-    pub(crate) fn place(&self, node: &K) -> Option<usize> {
-        self.place_of.get(node).copied()
+    pub(crate) fn slot_at(&self, place: usize) -> Slot {
+        self.slots[place]
     }
 
-    pub(crate) fn parent(&self, node: &K) -> Option<Option<K>> {
-        self.place(node).map(|place| self.parent_of_place(place))
+    pub(crate) fn place(&self, slot: Slot) -> Option<usize> {
+        self.place_of.get(slot as usize).filter(|place| **place != NOWHERE).map(|place| *place as usize)
     }
 
-    pub(crate) fn children(&self, node: &K) -> [Option<K>; 2] {
-        let child = |n| self.place(node).and_then(|place| self.places.get(2 * place + n).copied());
+    pub(crate) fn parent(&self, slot: Slot) -> Option<Option<K>> {
+        self.place(slot).map(|place| self.parent_of_place(place))
+    }
+
+    pub(crate) fn children(&self, slot: Slot) -> [Option<K>; 2] {
+        let child = |n| self.place(slot).and_then(|place| self.places.get(2 * place + n).copied());
         [child(1), child(2)]
     }
 
     /// Appends `node` as the last leaf.
-    pub(crate) fn push(&mut self, node: K, log: &mut ChangeLog<K>) {
-        log.note(self.stripe, node, None);
-        self.place_of.insert(node, self.places.len());
-        self.places.push(node);
+    pub(crate) fn push(&mut self, node: K, slot: Slot, log: &mut ChangeLog<K>) {
+        log.note(self.stripe, slot, node, None);
+        self.append(node, slot);
     }
 
     /// Exchanges the nodes at two places, which must exist.
@@ -58,24 +73,41 @@ impl<K: Copy + Eq + Hash> Row<K> {
         self.note(one, log);
         self.note(other, log);
         self.places.swap(one, other);
-        self.place_of.insert(self.places[one], one);
-        self.place_of.insert(self.places[other], other);
+        self.slots.swap(one, other);
+        for place in [one, other] {
+            self.place_of[self.slots[place] as usize] = place as u32;
+        }
     }
 
     /// Takes the last leaf away.
     pub(crate) fn pop(&mut self, log: &mut ChangeLog<K>) {
         if let Some(last) = self.places.len().checked_sub(1) {
             self.note(last, log);
-            self.place_of.remove(&self.places[last]);
+            self.place_of[self.slots[last] as usize] = NOWHERE;
             self.places.pop();
+            self.slots.pop();
         }
     }
 
     /// Whether the index agrees with the array.
-    pub(crate) fn check(&self) -> Result<(), String> {
-        let agrees = self.place_of.len() == self.places.len()
-            && self.places.iter().enumerate().all(|(place, node)| self.place(node) == Some(place));
-        if agrees { Ok(()) } else { Err(format!("stripe {}: the index and the array disagree", self.stripe)) }
+    pub(crate) fn check(&self, index: &Index<K>) -> Result<(), String> {
+        let agrees = |(place, node): (usize, &K)| {
+            self.place(self.slots[place]) == Some(place) && index.get(node) == Some(self.slots[place])
+        };
+        let listed = self.place_of.iter().filter(|place| **place != NOWHERE).count();
+        if listed == self.places.len() && index.len() == listed && self.places.iter().enumerate().all(agrees) {
+            return Ok(());
+        }
+        Err(format!("stripe {}: the index and the array disagree", self.stripe))
+    }
+
+    fn append(&mut self, node: K, slot: Slot) {
+        if self.place_of.len() <= slot as usize {
+            self.place_of.resize(slot as usize + 1, NOWHERE);
+        }
+        self.place_of[slot as usize] = self.places.len() as u32;
+        self.places.push(node);
+        self.slots.push(slot);
     }
 
     fn parent_of_place(&self, place: usize) -> Option<K> {
@@ -86,7 +118,7 @@ impl<K: Copy + Eq + Hash> Row<K> {
     fn note(&self, place: usize, log: &mut ChangeLog<K>) {
         for touched in [place, 2 * place + 1, 2 * place + 2] {
             if let Some(&node) = self.places.get(touched) {
-                log.note(self.stripe, node, Some(self.parent_of_place(touched)));
+                log.note(self.stripe, self.slots[touched], node, Some(self.parent_of_place(touched)));
             }
         }
     }

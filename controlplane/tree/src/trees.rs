@@ -7,6 +7,7 @@ use std::hash::Hash;
 use crate::arrangement::Arrangement;
 use crate::avl::Avl;
 use crate::complete::Complete;
+use crate::index::Index;
 use crate::plan::{ChangeLog, Edge, Plan};
 use crate::policy::Policy;
 use crate::row::Row;
@@ -53,10 +54,10 @@ impl<K: Copy + Ord + Hash + Debug> FunctionTrees<K> {
     /// Empty trees.
     pub fn new(policy: Policy) -> Self {
         let shape = match policy {
-            Policy::Complete => Shape::Complete(Complete::new(Row::new(0))),
+            Policy::Complete => Shape::Complete(Complete::new(Row::new(0), Index::new())),
             Policy::Avl => Shape::Avl(Avl::new()),
             // Zero reds of zero nodes always fit.
-            Policy::Twin => match Twin::new([Row::new(0), Row::new(1)], 0) {
+            Policy::Twin => match Twin::new([Row::new(0), Row::new(1)], Index::new(), 0) {
                 Some(twin) => Shape::Twin(twin),
                 None => unreachable!("empty twin trees"),
             },
@@ -74,14 +75,14 @@ impl<K: Copy + Ord + Hash + Debug> FunctionTrees<K> {
             return Self::checked(Shape::Avl(avl));
         }
         let reds = usize::try_from(order.reds).map_err(|_| bad("too many reds"))?;
-        let mut rows = Vec::new();
+        let (mut rows, mut index) = (Vec::new(), Index::new());
         for (stripe, places) in (0u8..).zip(order.stripes) {
-            rows.push(Row::from_places(stripe, places).ok_or_else(|| bad("a node is listed twice"))?);
+            rows.push(Row::from_places(stripe, places, &mut index).ok_or_else(|| bad("a node is listed twice"))?);
         }
         let shape = match (policy, rows.pop(), rows.pop()) {
-            (Policy::Complete, Some(row), None) => Shape::Complete(Complete::new(row)),
+            (Policy::Complete, Some(row), None) => Shape::Complete(Complete::new(row, index)),
             (Policy::Twin, Some(second), Some(first)) => {
-                Shape::Twin(Twin::new([first, second], reds).ok_or_else(|| bad("more reds than nodes"))?)
+                Shape::Twin(Twin::new([first, second], index, reds).ok_or_else(|| bad("more reds than nodes"))?)
             }
             _ => return Err(bad("wrong number of stripes")),
         };
@@ -146,7 +147,7 @@ impl<K: Copy + Ord + Hash + Debug> FunctionTrees<K> {
         }
         let mut log = ChangeLog::new();
         self.arrangement_mut().insert(node, &mut log);
-        Ok(log.finish(|stripe, node| self.arrangement().parent(stripe, node)))
+        Ok(log.finish(|stripe, slot, node| self.arrangement().parent_by_slot(stripe, slot, node)))
     }
 
     /// Takes `node` out of every tree. When it was a root, its heir takes its place if the policy's invariants allow that.
@@ -156,7 +157,7 @@ impl<K: Copy + Ord + Hash + Debug> FunctionTrees<K> {
         }
         let mut log = ChangeLog::new();
         self.arrangement_mut().remove(node, &mut log);
-        Ok(log.finish(|stripe, node| self.arrangement().parent(stripe, node)))
+        Ok(log.finish(|stripe, slot, node| self.arrangement().parent_by_slot(stripe, slot, node)))
     }
 
     /// Moves a straggler where it holds up as few as possible, in exchange with a node that is not slow: to a leaf's place in a single
@@ -168,7 +169,7 @@ impl<K: Copy + Ord + Hash + Debug> FunctionTrees<K> {
         }
         let mut log = ChangeLog::new();
         self.arrangement_mut().demote(&node, &|other| *other == node || is_slow(other), &mut log);
-        Ok(log.finish(|stripe, node| self.arrangement().parent(stripe, node)))
+        Ok(log.finish(|stripe, slot, node| self.arrangement().parent_by_slot(stripe, slot, node)))
     }
 
     /// The root of a tree; `None` when it is empty.

@@ -8,35 +8,37 @@ use std::collections::HashSet;
 use std::hash::Hash;
 
 use crate::arrangement::Arrangement;
+use crate::index::{Index, Slot};
 use crate::plan::ChangeLog;
 use crate::row::Row;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Twin<K> {
     rows: [Row<K>; 2],
+    index: Index<K>,
     /// How many nodes of each colour; a node is red (0) exactly when its place in tree 0 is below the first number.
     counts: [usize; 2],
 }
 
 impl<K: Copy + Eq + Hash> Twin<K> {
     /// Trees in the given order, of which the first `reds` nodes of tree 0 are red.
-    pub(crate) fn new(rows: [Row<K>; 2], reds: usize) -> Option<Self> {
+    pub(crate) fn new(rows: [Row<K>; 2], index: Index<K>, reds: usize) -> Option<Self> {
         let blues = rows[0].places().len().checked_sub(reds)?;
-        Some(Self { rows, counts: [reds, blues] })
+        Some(Self { rows, index, counts: [reds, blues] })
     }
 
     pub(crate) fn reds(&self) -> usize {
         self.counts[0]
     }
 
-    fn colour(&self, node: &K) -> Option<usize> {
-        self.rows[0].place(node).map(|place| usize::from(place >= self.counts[0]))
+    fn colour(&self, slot: Slot) -> Option<usize> {
+        self.rows[0].place(slot).map(|place| usize::from(place >= self.counts[0]))
     }
 
     /// Exchanges two nodes in both trees, and with that their colours.
-    fn trade(&mut self, one: K, other: K, log: &mut ChangeLog<K>) {
+    fn trade(&mut self, one: Slot, other: Slot, log: &mut ChangeLog<K>) {
         for row in &mut self.rows {
-            if let (Some(one), Some(other)) = (row.place(&one), row.place(&other)) {
+            if let (Some(one), Some(other)) = (row.place(one), row.place(other)) {
                 row.swap(one, other, log);
             }
         }
@@ -48,8 +50,8 @@ impl<K: Copy + Eq + Hash> Twin<K> {
         if self.counts[other] < self.counts[colour] + 2 {
             return;
         }
-        let changing = self.rows[other].places()[self.counts[other] - 1];
-        if let Some(place) = self.rows[colour].place(&changing) {
+        let changing = self.rows[other].slot_at(self.counts[other] - 1);
+        if let Some(place) = self.rows[colour].place(changing) {
             self.rows[colour].swap(place, self.counts[colour], log);
         }
         self.counts[colour] += 1;
@@ -63,24 +65,26 @@ impl<K: Copy + Eq + Hash> Arrangement<K> for Twin<K> {
     }
 
     fn contains(&self, node: &K) -> bool {
-        self.rows[0].place(node).is_some()
+        self.index.get(node).is_some()
     }
 
     fn insert(&mut self, node: K, log: &mut ChangeLog<K>) {
         let colour = usize::from(self.counts[1] < self.counts[0]);
         let last = self.len();
-        self.rows[0].push(node, log);
-        self.rows[1].push(node, log);
+        let slot = self.index.add(node);
+        self.rows[0].push(node, slot, log);
+        self.rows[1].push(node, slot, log);
         // The first leaf of the own tree makes room and becomes the last leaf.
         self.rows[colour].swap(self.counts[colour], last, log);
         self.counts[colour] += 1;
     }
 
     fn remove(&mut self, node: K, log: &mut ChangeLog<K>) {
-        let Some(colour) = self.colour(&node) else { return };
+        let Some(slot) = self.index.remove(&node) else { return };
+        let Some(colour) = self.colour(slot) else { return };
         let last = self.len() - 1;
         let (own, foreign) = (colour, 1 - colour);
-        if let Some(mut hole) = self.rows[own].place(&node) {
+        if let Some(mut hole) = self.rows[own].place(slot) {
             let last_own = self.counts[own] - 1;
             if hole == 0 && last_own > 0 {
                 // The heir has what the root read; anybody else would read the origin again.
@@ -91,7 +95,7 @@ impl<K: Copy + Eq + Hash> Arrangement<K> for Twin<K> {
             self.rows[own].swap(last_own, last, log);
             self.rows[own].pop(log);
         }
-        if let Some(hole) = self.rows[foreign].place(&node) {
+        if let Some(hole) = self.rows[foreign].place(slot) {
             self.rows[foreign].swap(hole, last, log);
             self.rows[foreign].pop(log);
         }
@@ -100,12 +104,13 @@ impl<K: Copy + Eq + Hash> Arrangement<K> for Twin<K> {
     }
 
     fn demote(&mut self, node: &K, is_slow: &dyn Fn(&K) -> bool, log: &mut ChangeLog<K>) {
-        let Some(colour) = self.colour(node) else { return };
-        let Some(mut place) = self.rows[colour].place(node) else { return };
+        let Some(slot) = self.index.get(node) else { return };
+        let Some(colour) = self.colour(slot) else { return };
+        let Some(mut place) = self.rows[colour].place(slot) else { return };
         // With an odd number of nodes the last of the larger colour is a leaf in both trees.
         let (own, other) = (self.counts[colour], self.counts[1 - colour]);
-        let idle = self.rows[1 - colour].places()[..other].last().copied();
-        let idle = idle.filter(|idle| other > own && !is_slow(idle));
+        let idle = other.checked_sub(1).filter(|last| other > own && !is_slow(&self.rows[1 - colour].places()[*last]));
+        let idle = idle.map(|last| self.rows[1 - colour].slot_at(last));
         let lower = (place + 1..own).rev().find(|lower| !is_slow(&self.rows[colour].places()[*lower]));
         if idle.is_none() && lower.is_none() {
             return;
@@ -115,7 +120,7 @@ impl<K: Copy + Eq + Hash> Arrangement<K> for Twin<K> {
             place = 1;
         }
         match (idle, lower) {
-            (Some(idle), _) => self.trade(*node, idle, log),
+            (Some(idle), _) => self.trade(slot, idle, log),
             // Otherwise the last inner place of the own tree has one or two leaves below it.
             (None, Some(lower)) => self.rows[colour].swap(place, lower, log),
             (None, None) => {}
@@ -127,11 +132,18 @@ impl<K: Copy + Eq + Hash> Arrangement<K> for Twin<K> {
     }
 
     fn parent(&self, stripe: u8, node: &K) -> Option<Option<K>> {
-        self.rows.get(usize::from(stripe))?.parent(node)
+        self.rows.get(usize::from(stripe))?.parent(self.index.get(node)?)
+    }
+
+    fn parent_by_slot(&self, stripe: u8, slot: Slot, _node: &K) -> Option<Option<K>> {
+        self.rows.get(usize::from(stripe))?.parent(slot)
     }
 
     fn children(&self, stripe: u8, node: &K) -> [Option<K>; 2] {
-        self.rows.get(usize::from(stripe)).map_or([None, None], |row| row.children(node))
+        match (self.rows.get(usize::from(stripe)), self.index.get(node)) {
+            (Some(row), Some(slot)) => row.children(slot),
+            _ => [None, None],
+        }
     }
 
     fn order(&self, stripe: u8) -> &[K] {
@@ -139,7 +151,7 @@ impl<K: Copy + Eq + Hash> Arrangement<K> for Twin<K> {
     }
 
     fn check(&self) -> Result<(), String> {
-        self.rows.iter().try_for_each(Row::check)?;
+        self.rows.iter().try_for_each(|row| row.check(&self.index))?;
         let [reds, blues] = self.counts;
         if reds.abs_diff(blues) > 1 || reds + blues != self.len() {
             return Err(format!("{reds} reds and {blues} blues among {} nodes", self.len()));

@@ -131,8 +131,19 @@ fn print(global: &Global, args: &SimArgs, rows: &[Row]) -> Result<()> {
             rows => output::json(&rows),
         };
     }
-    let columns =
-        ["case", ">seed", ">nodes", ">S/B", ">p50", ">p99", ">max", ">max/bound", ">origin", ">re-parented", ">refetched"];
+    let columns = [
+        "case",
+        ">seed",
+        ">nodes",
+        ">S/B",
+        ">p50",
+        ">p99",
+        ">max",
+        ">max/bound",
+        ">origin",
+        ">re-parented",
+        ">refetched",
+    ];
     let cells = rows.iter().map(|Row { case, outcome }| {
         let seconds = outcome.seconds;
         vec![
@@ -225,9 +236,7 @@ fn show_reparenting(global: &Global, args: &SimArgs) -> Result<()> {
     if global.json {
         return output::json(&rows);
     }
-    let columns = [
-        "policy", ">nodes", ">insert", ">max", ">remove", ">max", ">demote", ">max",
-    ];
+    let columns = ["policy", ">nodes", ">insert", ">max", ">remove", ">max", ">demote", ">max"];
     let cells = rows.iter().map(|row| {
         let mean = |mean: f64| format!("{mean:.2}");
         vec![

@@ -29,16 +29,44 @@ use crate::random::Random;
 #[derive(Debug)]
 pub(crate) enum Event {
     Net(NetEvent),
-    Tick { host: Host, incarnation: u64 },
-    Written { host: Host, incarnation: u64, function: usize, block: BlockIndex },
-    Open { host: Host, incarnation: u64, function: usize },
+    Tick {
+        host: Host,
+        incarnation: u64,
+    },
+    Written {
+        host: Host,
+        incarnation: u64,
+        function: usize,
+        block: BlockIndex,
+    },
+    Open {
+        host: Host,
+        incarnation: u64,
+        function: usize,
+    },
     /// An agent opens its stream to the controller.
-    Attach { host: Host, incarnation: u64 },
-    Heartbeat { host: Host, session: SessionId },
-    Command { host: Host, session: SessionId, command: Box<Command> },
+    Attach {
+        host: Host,
+        incarnation: u64,
+    },
+    Heartbeat {
+        host: Host,
+        session: SessionId,
+    },
+    Command {
+        host: Host,
+        session: SessionId,
+        command: Box<Command>,
+    },
     /// A command that arrives once more.
-    Again { host: Host, command: Box<Command> },
-    Order { host: Host, order: Order },
+    Again {
+        host: Host,
+        command: Box<Command>,
+    },
+    Order {
+        host: Host,
+        order: Order,
+    },
     Hear(Message),
     Probe(NodeId, ProbeId),
     ControlTick,
@@ -160,7 +188,9 @@ impl Cluster {
         node.process = Process::Running;
         node.incarnation += 1;
         let incarnation = node.incarnation;
-        self.net.agenda.after(after, Event::Attach { host, incarnation });
+        if matches!(self.plan.topology, Topology::Trees(_)) {
+            self.net.agenda.after(after, Event::Attach { host, incarnation });
+        }
         self.net.agenda.after(after % TICK, Event::Tick { host, incarnation });
     }
 

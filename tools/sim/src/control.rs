@@ -293,7 +293,12 @@ pub(crate) const HEARTBEAT_MS: u32 = 500;
 const TENANT: &str = "default";
 
 /// What an agent says of one function in its heartbeat.
-pub(crate) fn progress(spec: &Spec, version: (u64, u64), state: v1::FunctionState, present: u64) -> v1::FunctionProgress {
+pub(crate) fn progress(
+    spec: &Spec,
+    version: (u64, u64),
+    state: v1::FunctionState,
+    present: u64,
+) -> v1::FunctionProgress {
     v1::FunctionProgress {
         function_id: spec.id.to_vec(),
         image_id: image_bytes(spec.image),

@@ -186,9 +186,8 @@ impl Cluster {
         let Some(first) = hosts.first() else { return };
         let stripes = self.nodes[*first].functions.get(&0).map_or(1, |function| function.plans.len());
         let stripe = self.random.below(stripes as u64) as usize;
-        let reads_origin = |host: &Host| {
-            self.nodes[*host].plan_of(0, stripe).is_none_or(|plan| plan.upstream == Target::Origin)
-        };
+        let reads_origin =
+            |host: &Host| self.nodes[*host].plan_of(0, stripe).is_none_or(|plan| plan.upstream == Target::Origin);
         if hosts.len() < 2 || hosts.iter().any(reads_origin) {
             return;
         }

@@ -24,6 +24,8 @@ mod random;
 mod reparenting;
 mod scenario;
 mod stripe;
+#[cfg(test)]
+mod tests;
 
 pub use outcome::{Outcome, Seconds, run};
 pub use plan::{Bug, Faults, SimPlan, Topology};

@@ -25,11 +25,7 @@ pub(crate) enum Item {
     /// The frames of the descriptor, so many bytes.
     Descriptor(u64),
     /// A block.
-    Block {
-        block: BlockIndex,
-        len: u32,
-        content: Content,
-    },
+    Block { block: BlockIndex, len: u32, content: Content },
 }
 
 /// What stands for the bytes of a block.
@@ -291,9 +287,8 @@ impl Network {
 
     /// Connections of which `host` was an end and which the other side still has open.
     pub(crate) fn conns_forgotten_by(&self, host: Host) -> Vec<ConnId> {
-        let open = |conn: &Conn| {
-            (conn.child.host == host && conn.parent_open) || (conn.parent == host && conn.child_open)
-        };
+        let open =
+            |conn: &Conn| (conn.child.host == host && conn.parent_open) || (conn.parent == host && conn.child_open);
         (0u32..).zip(&self.conns).filter(|(_, conn)| open(conn)).map(|(id, _)| ConnId(id)).collect()
     }
 

@@ -68,3 +68,17 @@ fn reparenting(policy: Policy, nodes: usize, seed: u64) -> Result<Reparenting> {
 fn moved(plan: &Plan<u64>, except: u64) -> usize {
     plan.changed.iter().filter(|edge| edge.node != except).count()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Catches a policy that moves more nodes per change than it promises.
+    #[test]
+    fn changes_move_few() {
+        for (policy, insert, remove) in [(Policy::Complete, 0, 5), (Policy::Twin, 1, 9), (Policy::Avl, 0, 25)] {
+            let row = reparenting(policy, 100, 1).unwrap();
+            assert!(row.per_insert_max <= insert && row.per_remove_max <= remove, "{row:?}");
+        }
+    }
+}

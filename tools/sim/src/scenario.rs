@@ -81,10 +81,12 @@ impl Scenario {
 pub fn at_once(nodes: usize, image_bytes: u64, seed: u64) -> Vec<Case> {
     let mut cases = by_policy(nodes, image_bytes, seed, |_| {});
     let others = [("chain", Topology::Chain), ("registry", Topology::Registry), ("5 layers", Topology::Layers(5))];
-    cases.extend(others.into_iter().map(|(label, topology)| Case {
-        label: label.into(),
-        plan: SimPlan::new(nodes, image_bytes, topology, seed),
-    }));
+    cases.extend(
+        others.into_iter().map(|(label, topology)| Case {
+            label: label.into(),
+            plan: SimPlan::new(nodes, image_bytes, topology, seed),
+        }),
+    );
     cases
 }
 

@@ -239,10 +239,10 @@ impl Shared {
             let related = id != image
                 && known.tenant == stored.tenant()
                 && reuse::related(stored.descriptor(), &known.descriptor);
-            if let Some(donor) = related.then(|| self.donor(id, known)).flatten() {
-                if let Err(error) = reuse::take_from(stored, &donor) {
-                    tracing::warn!(%image, donor = %id, %error, "blocks of a stored image cannot be kept; they will be fetched");
-                }
+            if let Some(donor) = related.then(|| self.donor(id, known)).flatten()
+                && let Err(error) = reuse::take_from(stored, &donor)
+            {
+                tracing::warn!(%image, donor = %id, %error, "blocks of a stored image cannot be kept; they will be fetched");
             }
         }
     }

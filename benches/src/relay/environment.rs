@@ -1,5 +1,7 @@
 //! The machine as it was: what has to stand beside every figure. Also who runs on which core.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result, ensure};
 use rustix::fs::MemfdFlags;
 use rustix::process::{Resource, getrlimit};
@@ -32,7 +34,7 @@ pub struct Environment {
     /// The load average of the last minute before the bench.
     pub load: f64,
     /// What the kernel was told, at the relay.
-    pub sysctls: Vec<(String, String)>,
+    pub sysctls: BTreeMap<String, String>,
 }
 
 /// Who runs where.
@@ -89,7 +91,7 @@ impl Environment {
     pub(crate) fn read(lab: &Lab, options: &Options) -> Result<Self> {
         // Sysctls of the network are a namespace's own.
         let sysctls =
-            lab.network.run(Place::Relay, || Ok(SYSCTLS.map(|name| (name.to_owned(), sysctl(name))).to_vec()))?;
+            lab.network.run(Place::Relay, || Ok(SYSCTLS.map(|name| (name.to_owned(), sysctl(name))).into()))?;
         let uname = rustix::system::uname();
         Ok(Self {
             kernel: uname.release().to_string_lossy().into_owned(),

@@ -18,6 +18,8 @@ mod stream;
 pub mod svg;
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, ensure};
 
@@ -47,6 +49,8 @@ pub struct Options {
     pub slow_child: bool,
     /// How often.
     pub runs: usize,
+    /// Set from outside: nothing more is begun, what was made is removed.
+    pub stop: Arc<AtomicBool>,
     /// Where kept files go; `None`: the system's folder for temporary files.
     pub folder: Option<PathBuf>,
 }
@@ -73,6 +77,7 @@ pub fn run(options: &Options, mut progress: impl FnMut(&str)) -> Result<Report> 
             // Every run begins with another row, so that none always follows the same neighbour.
             let index = (run + step) % combinations.len();
             let Combination { engine, mode } = combinations[index];
+            ensure!(!options.stop.load(Ordering::Relaxed), "interrupted");
             let sample = measure::one(&lab, engine, mode).with_context(|| format!("{engine}, {mode}"))?;
             progress(&format!(
                 "run {} of {}: {engine:12} {mode:12} {:.2} GiB/s, {:.3} s/GiB",

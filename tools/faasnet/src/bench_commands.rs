@@ -1,12 +1,15 @@
 //! `faasnet bench …`: arguments and output; what is measured, and how, is `faasnet-benches`.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use faasnet_benches::relay::{self, Engine, Mode, Options, Report};
 
 use crate::cli::Global;
+use crate::daemon::shutdown;
 use crate::output;
 
 /// `faasnet bench …`
@@ -42,7 +45,7 @@ pub struct RelayArgs {
     #[arg(long, value_name = "MODE,…", value_delimiter = ',')]
     pub mode: Vec<Mode>,
     /// How much flows per run
-    #[arg(long, value_name = "GIB", default_value_t = 4.0)]
+    #[arg(long, value_name = "GIB", default_value_t = 1.0)]
     pub gib: f64,
     /// The largest packet of the links [default: 1500]
     #[arg(long, value_name = "BYTES")]
@@ -83,7 +86,15 @@ pub async fn run(global: &Global, command: BenchCommand) -> Result<()> {
         slow_child: args.slow_child,
         runs: args.runs,
         folder: args.dir,
+        stop: Arc::new(AtomicBool::new(false)),
     };
+    // Without a listener the signal would end this process before it has removed its namespaces.
+    let stop = Arc::clone(&options.stop);
+    let interrupted = shutdown(false)?;
+    tokio::spawn(async move {
+        interrupted.await;
+        stop.store(true, Ordering::Relaxed);
+    });
     let bench = tokio::task::spawn_blocking(move || relay::run(&options, |line| eprintln!("{line}")));
     let report = bench.await.context("the bench panicked; its message is above")??;
     if let Some(file) = &args.svg {

@@ -1,0 +1,60 @@
+//! `faasnet bench relay` as a user runs it, with little data: figures are not judged, only that they are there.
+
+#![allow(clippy::unwrap_used)]
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn bench(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_faasnet"));
+    command.args(["bench", "relay", "--gib", "0.0625", "--runs", "1"]).args(arguments).output().unwrap()
+}
+
+/// Catches a relay process that hangs or loses bytes (every row counts them), a report without its fields, and a worker that copies what
+/// it forwards.
+#[test]
+fn rows_have_their_figures() {
+    let output = bench(&["--engine", "splice,copy,copy-256k,tokio,direct", "--json"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let rows = report["rows"].as_array().unwrap();
+    let names: Vec<_> = rows
+        .iter()
+        .map(|row| format!("{} {}", row["mode"].as_str().unwrap(), row["engine"].as_str().unwrap()))
+        .collect();
+    let expected = [
+        "forward copy-256k",
+        "forward tokio",
+        "forward direct",
+        "keep splice",
+        "keep copy",
+        "keep copy-256k",
+        "keep+xxh3 copy-256k",
+        "keep+blake3 splice",
+        "keep+blake3 copy",
+        "keep+blake3 copy-256k",
+    ];
+    assert_eq!(names, expected);
+    for row in rows {
+        for field in ["fragment_bytes", "gib_per_s", "cpu_s_per_gib", "runs"] {
+            assert!(row[field].as_f64().unwrap() > 0.0, "{field} of {row}");
+        }
+    }
+    // One copy to check it and one to keep it; a pipe that runs full in the middle of a frame may add some bytes.
+    let copies = rows[3]["copies_per_byte"].as_f64().unwrap();
+    assert!((2.0..2.5).contains(&copies), "{copies}");
+    assert!(report["environment"]["kernel"].is_string());
+}
+
+/// Catches an engine that does not exist and is measured as another one.
+#[test]
+fn what_does_not_exist_is_refused() {
+    for (arguments, says) in
+        [(["--engine", "tokio-uring"], "there is no engine tokio-uring"), (["--engine", "fly"], "not one of")]
+    {
+        let output = bench(&arguments);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(String::from_utf8_lossy(&output.stderr).contains(says));
+    }
+}

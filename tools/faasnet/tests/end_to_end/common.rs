@@ -107,6 +107,10 @@ impl Lab {
     }
 
     /// The same with more arguments for the agents.
+    #[expect(
+        clippy::await_holding_lock,
+        reason = "every test has a runtime and a thread of its own; the machine is held until it ends"
+    )]
     pub(crate) async fn start_with(
         agents: usize,
         images: &[(&str, Vec<Vec<u8>>)],

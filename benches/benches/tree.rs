@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::hint::black_box;
+use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use faasnet_tree::{FunctionTrees, Policy};
@@ -68,13 +69,25 @@ impl Walked {
 
 fn insert(criterion: &mut Criterion) {
     const NODES: u32 = 100_000;
+    const BATCH: usize = 1_000;
     let mut group = criterion.benchmark_group("insert among 100,000");
     for policy in POLICIES {
         let (mut trees, mut next) = (trees(policy, NODES.into()), u64::from(NODES));
         group.bench_function(policy.to_string(), |bench| {
-            bench.iter(|| {
-                next += 1;
-                black_box(trees.insert(next))
+            bench.iter_custom(|inserts| {
+                let mut spent = Duration::ZERO;
+                for first in (0..inserts).step_by(BATCH) {
+                    let joining = next..next + (inserts - first).min(BATCH as u64);
+                    let start = Instant::now();
+                    for node in joining.clone() {
+                        black_box(trees.insert(node).is_ok());
+                    }
+                    spent += start.elapsed();
+                    next = joining.end;
+                    // Back to the size that is measured.
+                    joining.for_each(|node| drop(trees.remove(node)));
+                }
+                spent
             });
         });
     }

@@ -38,7 +38,7 @@ struct Noted<K> {
 
 impl<K: Copy + Eq> ChangeLog<K> {
     pub(crate) fn new() -> Self {
-        Self { before: Vec::with_capacity(32) }
+        Self { before: Vec::with_capacity(24) }
     }
 
     /// Notes the upstream of `node` before its first change; `None`: it was not in the tree. Later notes of the same edge change nothing.

@@ -467,7 +467,6 @@ impl Cluster {
             version: "sim".into(),
             memory_mib: 65_536,
             held: held.collect(),
-            ..Default::default()
         };
         let way = self.plan.latency_us * MICROSECOND;
         self.net.agenda.after(way, Event::Hear(Message::Attached(host, session, Box::new(attached))));

@@ -100,8 +100,8 @@ fn survivors_of_deaths_finish_soon() {
         plan.faults.deaths = 0.04;
         let outcome = run(&plan).unwrap();
         assert_eq!(outcome.survivors, 48);
-        let edges = 48 * 2;
-        assert!(outcome.refetched_bytes < edges * 256 << 10, "{outcome:?}");
+        let one_block_per_edge = (48 * 2) << 18;
+        assert!(outcome.refetched_bytes < one_block_per_edge, "{outcome:?}");
         assert!(outcome.seconds.max < outcome.bound_seconds + 2.0, "{outcome:?}");
     }
 }

@@ -35,7 +35,7 @@ pub use plan::{LabPolicy, Plan};
 pub enum LabCommand {
     /// Bring up hosts with an origin, a controller and agents, and leave them running
     Up(UpArgs),
-    /// Take labs down: the named one, or all that nobody uses, leftovers of crashes included
+    /// Take a lab down: the named one, or what crashes left and the only one that is up
     Down(DownArgs),
     /// Run a command, or a shell, on a host of a lab that is up
     Shell(ShellArgs),
@@ -107,7 +107,7 @@ pub struct UpArgs {
 /// `faasnet lab down`
 #[derive(Debug, Args)]
 pub struct DownArgs {
-    /// Only this lab [default: all that nobody uses]
+    /// Only this lab [default: what crashes left, and the only one that is up]
     pub id: Option<LabId>,
 }
 

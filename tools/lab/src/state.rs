@@ -34,8 +34,9 @@ pub struct State {
 }
 
 impl State {
-    /// Writes the first note; an error when there is one, or when namespaces of that name exist.
-    pub(crate) fn claim(id: &LabId) -> Result<()> {
+    /// Writes the first note, for this process; an error when there is one, or when namespaces of that name exist. Whoever makes namespaces
+    /// of a lab claims its name first: only then do others see that it is in use.
+    pub fn claim(id: &LabId) -> Result<()> {
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)

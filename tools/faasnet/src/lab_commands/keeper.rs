@@ -2,6 +2,7 @@
 //!
 //! The keeper starts the daemons with a pipe to itself; when it ends, however it ends, they end. `down` ends it and removes the rest.
 
+use std::io::{Read, Seek};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -35,14 +36,19 @@ pub async fn up(global: &Global, args: UpArgs) -> Result<()> {
     }
     let exe = std::env::current_exe().context("cannot find this program's own file")?;
     let mut keeper = tokio::process::Command::new(exe);
-    // A process group of its own: Ctrl-C after `up` is not for the keeper.
-    keeper.args(arguments).process_group(0).stdin(Stdio::null()).stdout(Stdio::piped());
+    // It outlives this command: whoever reads our output must not wait for the keeper, nor Ctrl-C reach it.
+    let mut errors = tempfile::tempfile().context("cannot make a file for the keeper's errors")?;
+    let theirs = errors.try_clone().context("cannot pass the keeper a file for its errors")?;
+    keeper.args(arguments).process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(theirs);
     let mut keeper = keeper.spawn().context("cannot start the keeper")?;
     let out = keeper.stdout.take().context("the keeper has no output")?;
     let mut line = String::new();
     BufReader::new(out).read_line(&mut line).await.context("cannot hear from the keeper")?;
     let Some(description) = line.trim().strip_prefix("ready ") else {
-        bail!("the lab did not come up");
+        let mut text = String::new();
+        errors.rewind().and_then(|()| errors.read_to_string(&mut text)).context("cannot read the keeper's errors")?;
+        let last = text.lines().last().unwrap_or("it says nothing").trim_start_matches("error: ");
+        bail!("the lab did not come up: {last}");
     };
     if global.json {
         return output::line(description);
@@ -87,24 +93,16 @@ pub async fn keep(args: UpArgs) -> Result<()> {
 
 /// `lab down`.
 pub fn down(global: &Global, args: DownArgs) -> Result<()> {
-    let labs = match args.id {
-        Some(id) => vec![id],
-        None => leftovers::labs()?.into_iter().collect(),
-    };
     let mut removed = Vec::new();
-    for id in labs {
+    for id in args.id.map_or_else(unused, |id| Ok(vec![id]))? {
         let state = State::read(&id);
         if let Some(state) = state.as_ref().filter(|state| state.is_owned()) {
-            if !state.stays {
-                eprintln!("the lab {id} is used by process {}; it goes when that ends", state.owner);
-                continue;
-            }
+            ensure!(state.stays, "the lab {id} is used by process {}; it goes when that ends", state.owner);
             end(state)?;
         }
         let found = leftovers::remove(&id)?;
-        removed.push(
-            serde_json::json!({ "id": id.to_string(), "found": found, "was_up": state.is_some_and(|s| s.stays) }),
-        );
+        let was_up = state.is_some_and(|state| state.stays);
+        removed.push(serde_json::json!({ "id": id.to_string(), "found": found, "was_up": was_up }));
     }
     if global.json {
         return output::json(&removed);
@@ -113,6 +111,28 @@ pub fn down(global: &Global, args: DownArgs) -> Result<()> {
         0 => output::line("there is no lab to take down"),
         count => output::line(format!("took down {count} lab{}", if count == 1 { "" } else { "s" })),
     }
+}
+
+/// The labs whose process ended without taking them down, and the one that is up if it is the only one. The others are named: somebody
+/// may need them.
+fn unused() -> Result<Vec<LabId>> {
+    let (mut unused, mut up) = (Vec::new(), Vec::new());
+    for id in leftovers::labs()? {
+        match State::read(&id) {
+            Some(state) if !state.is_owned() => unused.push(id),
+            Some(state) if state.stays => up.push(id),
+            Some(state) => eprintln!("left alone: the lab {id}, used by process {}", state.owner),
+            None => {
+                eprintln!("left alone: the lab {id}, whose owner is unknown; if it is yours: faasnet lab down {id}")
+            }
+        }
+    }
+    if up.len() > 1 {
+        up.drain(..)
+            .for_each(|id| eprintln!("left alone: the lab {id}, one of several that are up; name it to take it down"));
+    }
+    unused.append(&mut up);
+    Ok(unused)
 }
 
 /// `lab shell`: becomes the command.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use clap::ValueEnum;
 use faasnet_lab::network::MOST_HOSTS;
 use faasnet_lab::{LabId, Rate};
@@ -107,9 +107,6 @@ impl Plan {
         ensure!((1..=MOST_HOSTS).contains(&self.hosts), "{} hosts; the lab has 1 to {MOST_HOSTS}", self.hosts);
         ensure!(self.runs > 0, "runs = 0 measures nothing");
         ensure!(self.size >= 1, "an image has at least one byte");
-        if self.policy == LabPolicy::Avl {
-            bail!("this version has no avl trees; choose twin, complete or direct");
-        }
         let disturbed = !self.faults.is_empty() || self.chaos.is_some();
         ensure!(
             !(disturbed && self.policy == LabPolicy::Direct),
@@ -216,11 +213,10 @@ mod tests {
             "hosts = 2\nfaults = ['joins:2']",
             "hosts = 2\nfaults = ['kill:n3']",
             "faults = ['burn:n1']",
-            "policy = 'avl'",
+            "policy = 'bush'",
             "policy = 'direct'\nchaos = 1",
         ] {
             assert!(scenario(wrong).is_err(), "{wrong}");
         }
-        assert!(scenario("policy = 'avl'").unwrap_err().to_string().contains("no avl trees"));
     }
 }

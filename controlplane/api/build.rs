@@ -3,7 +3,6 @@
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     #[cfg(feature = "rpc")]
-    tonic_prost_build::configure()
-        .compile_fds(protox::compile(["proto/faasnet/v1/faasnet.proto"], ["proto"])?)?;
+    tonic_prost_build::configure().compile_fds(protox::compile(["proto/faasnet/v1/faasnet.proto"], ["proto"])?)?;
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! Nothing here performs I/O.
 
 #![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod descriptor;
 pub mod geometry;

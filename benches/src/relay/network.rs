@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, bail, ensure};
+use faasnet_lab::state::State;
 use faasnet_lab::{LabId, enter, leftovers};
 
 /// See the module's documentation.
@@ -62,7 +63,10 @@ impl Network {
         }
         let mtu = mtu.unwrap_or(ETHERNET_MTU);
         ensure!((576..=65_535).contains(&mtu), "--mtu {mtu} is not between 576 and 65535");
-        let network = Self { id: Some(LabId::fresh()), mtu, offload: !single_packets };
+        let id = LabId::fresh();
+        // Noted first, so that `faasnet lab down` can tell a bench that runs from one that left something behind.
+        State::claim(&id)?;
+        let network = Self { id: Some(id), mtu, offload: !single_packets };
         network.make().context("cannot make the bench's namespaces")?;
         Ok(network)
     }

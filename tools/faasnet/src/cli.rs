@@ -225,7 +225,7 @@ pub struct ProvisionArgs {
     /// How many nodes shall hold it; those that do already count
     #[arg(long, value_name = "N", required_unless_present = "nodes", conflicts_with = "nodes", value_parser = clap::value_parser!(u32).range(1..))]
     pub count: Option<u32>,
-    /// Exactly these nodes: names or ids
+    /// These nodes, beside those that hold it already: names or ids
     #[arg(long, value_name = "NODE,…", value_delimiter = ',')]
     pub nodes: Vec<String>,
     /// Whose it is.

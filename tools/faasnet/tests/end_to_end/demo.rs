@@ -35,11 +35,19 @@ fn live_share(report: &Report) -> Option<f64> {
     (!nodes.is_empty()).then_some(live as f64 / sent as f64)
 }
 
-fn check_live(report: &Report) {
-    assert!(report.nodes.iter().all(|node| node.node.mover == "splice"), "not all nodes splice");
-    if let Some(share) = live_share(report) {
-        assert!(share > 0.8, "inner nodes passed only {:.0} % of their bytes live in splice", share * 100.0);
+/// Runs the demo until inner nodes passed most bytes live in splice; three times at most, since a machine that does something else
+/// meanwhile makes children fall behind. A relay that does not pass blocks live never gets there.
+fn demo_live(arguments: &[&str]) -> Report {
+    let mut shares = Vec::new();
+    for _ in 0..3 {
+        let report = demo_alone(arguments);
+        assert!(report.nodes.iter().all(|node| node.node.mover == "splice"), "not all nodes splice");
+        match live_share(&report) {
+            Some(share) if share <= 0.8 => shares.push(share),
+            _ => return report,
+        }
     }
+    panic!("inner nodes passed only these shares of their bytes live in splice: {shares:.2?}");
 }
 
 /// Catches a single node that cannot be both roots, and anything that only works with neighbours.
@@ -57,37 +65,33 @@ fn two_agents() {
 /// Catches a smallest tree that reads the origin more than once.
 #[test]
 fn three_agents() {
-    let report = demo_alone(&["--agents", "3", "--size", "48MiB"]);
+    let report = demo_live(&["--agents", "3", "--size", "48MiB"]);
     check(&report, 3);
-    check_live(&report);
 }
 
 /// Catches forwarding that is not live: with one tree, inner nodes stand between a parent and two children each.
 #[test]
 fn seven_agents_in_one_tree() {
-    let report = demo_alone(&["--agents", "7", "--size", "48MiB", "--policy", "complete"]);
+    let report = demo_live(&["--agents", "7", "--size", "48MiB", "--policy", "complete"]);
     check(&report, 7);
     assert_eq!(report.trees.len(), 1);
-    check_live(&report);
 }
 
 /// Catches what only a full-size image shows: the demo as a newcomer starts it.
 #[test]
 fn seven_agents_and_a_full_image() {
-    let report = demo_alone(&[]);
+    let report = demo_live(&[]);
     check(&report, 7);
     assert_eq!((report.trees.len(), report.image.layers), (2, 5));
     assert!(report.image.bytes.abs_diff(256 * MIB) < 128 * MIB, "about 256 MiB, not {}", report.image.bytes);
-    check_live(&report);
 }
 
 /// Catches what only a deeper tree shows: levels beyond the second, many processes at once.
 #[test]
 fn twenty_agents() {
-    let report = demo_alone(&["--agents", "20", "--size", "48MiB"]);
+    let report = demo_live(&["--agents", "20", "--size", "48MiB"]);
     check(&report, 20);
     assert!(report.nodes.iter().flat_map(|node| &node.node.levels).any(|level| *level >= 3));
-    check_live(&report);
 }
 
 /// Catches a fallback mover that is not chosen, or does not work.

@@ -5,10 +5,11 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
+use std::io;
 use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 
-use memmap2::{MmapOptions, MmapRaw};
+use memmap2::{Advice, MmapOptions, MmapRaw};
 
 use crate::SetupError;
 
@@ -24,6 +25,17 @@ pub struct Arena {
 impl Arena {
     /// Maps and touches `slots` buffers of [`HEADROOM_BYTES`] + `payload_bytes` each (rounded up to whole pages).
     pub fn new(slots: usize, payload_bytes: usize) -> Result<Self, SetupError> {
+        Self::make(slots, payload_bytes, false)
+    }
+
+    /// The same on huge pages, as far as the kernel has them ([`Arena::huge_bytes`] tells). Transparent ones of anonymous memory: buffers
+    /// are read, written and sent from, never spliced, so neither reserved pages (which files cannot be written from) nor a memory
+    /// file is needed.
+    pub fn on_huge_pages(slots: usize, payload_bytes: usize) -> Result<Self, SetupError> {
+        Self::make(slots, payload_bytes, true)
+    }
+
+    fn make(slots: usize, payload_bytes: usize, huge: bool) -> Result<Self, SetupError> {
         let size_error = SetupError::ArenaSize { slots, payload_bytes };
         let sizes = payload_bytes
             .checked_next_multiple_of(HEADROOM_BYTES)
@@ -33,7 +45,7 @@ impl Arena {
         if slots == 0 || payload_bytes == 0 || u32::try_from(slots).is_err() || isize::try_from(bytes).is_err() {
             return Err(size_error);
         }
-        let map = map(bytes)?;
+        let map = if huge { map_huge(bytes) } else { map(bytes) }?;
         let shared = Shared {
             map,
             slot_bytes,
@@ -60,6 +72,13 @@ impl Arena {
     /// How many slots there are.
     pub fn slots(&self) -> usize {
         self.shared.holders.len()
+    }
+
+    /// How much of the mapping lies on huge pages now; 0 when the kernel does not tell.
+    pub fn huge_bytes(&self) -> usize {
+        let (start, len) = self.mapping();
+        let text = std::fs::read_to_string("/proc/self/smaps").unwrap_or_default();
+        huge_bytes_at(&text, start as usize).min(len)
     }
 
     /// Bytes of one slot, headroom included.
@@ -186,6 +205,37 @@ fn map(bytes: usize) -> Result<MmapRaw, SetupError> {
     mapped.map(MmapRaw::from).map_err(|source| SetupError::Memory { bytes, source })
 }
 
+/// Whole huge pages, or the kernel would not align the mapping to them.
+fn map_huge(bytes: usize) -> Result<MmapRaw, SetupError> {
+    let failed = |source| SetupError::Memory { bytes, source };
+    let rounded =
+        bytes.checked_next_multiple_of(HUGE_PAGE_BYTES).ok_or_else(|| failed(io::ErrorKind::OutOfMemory.into()))?;
+    let mut mapped = MmapOptions::new().len(rounded).map_anon().map_err(failed)?;
+    // Ignored: a kernel without them gives ordinary pages, which `huge_bytes` tells.
+    let _ = mapped.advise(Advice::HugePage);
+    if mapped.advise(Advice::PopulateWrite).is_err() {
+        // Linux before 5.14: touched by hand.
+        mapped.iter_mut().step_by(HEADROOM_BYTES).for_each(|byte| *byte = 0);
+    }
+    Ok(MmapRaw::from(mapped))
+}
+
+/// Of x86-64, and of arm64 with pages of 4 KiB.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
+
+/// What `smaps` says about huge pages of the mapping that contains `address`.
+fn huge_bytes_at(smaps: &str, address: usize) -> usize {
+    let range = |line: &str| {
+        let (start, end) = line.split(' ').next()?.split_once('-')?;
+        Some(usize::from_str_radix(start, 16).ok()?..usize::from_str_radix(end, 16).ok()?)
+    };
+    let ours = smaps.lines().skip_while(|line| !range(line).is_some_and(|range| range.contains(&address)));
+    let counted =
+        ours.skip(1).take_while(|line| range(line).is_none()).find_map(|line| line.strip_prefix("AnonHugePages:"));
+    let kib = counted.and_then(|text| text.trim().strip_suffix(" kB")).and_then(|kib| kib.parse::<usize>().ok());
+    kib.unwrap_or(0) << 10
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -220,6 +270,22 @@ mod tests {
         drop(arena);
         lease.fill(9);
         assert!(lease.freeze().iter().all(|&byte| byte == 9));
+    }
+
+    /// Catches a count that belongs to a neighbouring mapping, and buffers on huge pages that cannot be written.
+    #[test]
+    fn huge_pages_are_counted_for_this_mapping_only() {
+        let smaps = "1000-3000 rw-p 00000000 00:00 0 \nSize: 8 kB\nAnonHugePages:      2048 kB\n\
+                     3000-5000 rw-p 00000000 00:00 0 \nSize: 8 kB\nAnonHugePages:      4096 kB\n";
+        assert_eq!([0x1000, 0x2fff, 0x3000, 0x5000].map(|at| huge_bytes_at(smaps, at) >> 10), [2048, 2048, 4096, 0]);
+        let arena = Arena::on_huge_pages(9, 256 << 10).unwrap();
+        assert!(arena.huge_bytes() <= arena.mapping().1);
+        let leases: Vec<LeaseMut> = std::iter::from_fn(|| arena.take()).collect();
+        assert_eq!(leases.len(), 9);
+        for mut lease in leases {
+            lease.fill(7);
+            assert!(lease.freeze().iter().all(|&byte| byte == 7));
+        }
     }
 
     /// Catches an overflow or an empty mapping for absurd settings.

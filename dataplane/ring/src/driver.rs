@@ -27,6 +27,16 @@ pub enum DriverKind {
     Epoll,
 }
 
+/// What a driver may be asked for beyond the ordinary. What a kernel lacks is done without and noted ([`Driver::notes`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DriverOptions {
+    /// A kernel thread takes submissions and sleeps when there were none for this many milliseconds (IORING_SETUP_SQPOLL): fewer
+    /// system calls for a core that is never idle.
+    pub sqpoll_idle_ms: Option<u32>,
+    /// Waits poll the network cards for this many microseconds before they sleep (IORING_REGISTER_NAPI, Linux 6.9).
+    pub busy_poll_us: Option<u32>,
+}
+
 /// The caller's name for what it armed or started; comes back in the completion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Token(pub u64);
@@ -70,8 +80,13 @@ enum Backend {
 impl Driver {
     /// Makes a driver for the buffers of `arena`, on the thread that will use it.
     pub fn new(kind: DriverKind, arena: &Arena) -> Result<Self, SetupError> {
+        Self::with_options(kind, arena, &DriverOptions::default())
+    }
+
+    /// The same with `options`.
+    pub fn with_options(kind: DriverKind, arena: &Arena, options: &DriverOptions) -> Result<Self, SetupError> {
         let backend = match kind {
-            DriverKind::Uring => Backend::Uring(Box::new(UringDriver::new(arena)?)),
+            DriverKind::Uring => Backend::Uring(Box::new(UringDriver::new(arena, options)?)),
             DriverKind::Epoll => Backend::Epoll(Box::new(EpollDriver::new(arena.slots())?)),
         };
         Ok(Self { backend, done: VecDeque::new() })

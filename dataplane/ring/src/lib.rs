@@ -22,7 +22,7 @@ mod uring;
 mod waker;
 
 pub use arena::{Arena, HEADROOM_BYTES, Lease, LeaseMut};
-pub use driver::{Completion, Driver, DriverKind, Token};
+pub use driver::{Completion, Driver, DriverKind, DriverOptions, Token};
 pub use error::SetupError;
 pub use pipe::Pipe;
 pub use probe::{Probe, probe};

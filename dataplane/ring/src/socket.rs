@@ -59,6 +59,10 @@ pub struct SocketOptions {
     pub user_timeout: Duration,
     /// TCP_CONGESTION, such as `cubic`.
     pub congestion: Option<String>,
+    /// SO_BUSY_POLL: reads poll the card for so many microseconds.
+    pub busy_poll_us: Option<u32>,
+    /// SO_MAX_PACING_RATE in bytes per second, see [`set_pacing_rate`]. Accepted connections begin with that of their listener.
+    pub pacing_bytes_per_second: Option<u64>,
 }
 
 impl Default for SocketOptions {
@@ -69,6 +73,8 @@ impl Default for SocketOptions {
             notsent_lowat_bytes: 256 << 10,
             user_timeout: Duration::from_secs(10),
             congestion: None,
+            busy_poll_us: None,
+            pacing_bytes_per_second: None,
         }
     }
 }
@@ -88,13 +94,68 @@ impl SocketOptions {
             socket.set_tcp_user_timeout(Some(self.user_timeout))?;
         }
         if let Some(congestion) = &self.congestion {
-            socket.set_tcp_congestion(congestion.as_bytes()).map_err(|error| {
-                let cause = format!("congestion control {congestion:?} is not available on this host ({error}); load its module or drop the setting");
-                io::Error::new(error.kind(), cause)
-            })?;
+            socket.set_tcp_congestion(congestion.as_bytes()).map_err(|error| explain_congestion(congestion, &error))?;
+        }
+        if let Some(micros) = self.busy_poll_us {
+            socket.set_busy_poll(micros).map_err(|error| explain_busy_poll(micros, &error))?;
+        }
+        if let Some(bytes_per_second) = self.pacing_bytes_per_second {
+            set_pacing_rate(socket, bytes_per_second)?;
         }
         socket.set_tcp_nodelay(true)
     }
+}
+
+fn explain_congestion(name: &str, error: &io::Error) -> io::Error {
+    let list = |file: &str| std::fs::read_to_string(format!("/proc/sys/net/ipv4/{file}")).unwrap_or_default();
+    let cause = match error.raw_os_error() {
+        Some(libc::EPERM) => format!(
+            "congestion control {name:?} is only for root here; available: {}; others are allowed by \
+             sysctl net.ipv4.tcp_allowed_congestion_control",
+            list("tcp_allowed_congestion_control").trim()
+        ),
+        _ => format!(
+            "congestion control {name:?} is not available on this host ({error}); available: {}; others need their \
+             kernel module (modprobe tcp_{name})",
+            list("tcp_available_congestion_control").trim()
+        ),
+    };
+    io::Error::new(error.kind(), cause)
+}
+
+fn explain_busy_poll(micros: u32, error: &io::Error) -> io::Error {
+    let next = match error.raw_os_error() {
+        Some(libc::EPERM) => "more than net.core.busy_read needs CAP_NET_ADMIN: raise that sysctl or run as root",
+        _ => "this kernel lacks it: drop the setting",
+    };
+    io::Error::new(error.kind(), format!("sockets cannot busy-poll for {micros} us ({error}); {next}"))
+}
+
+/// What the kernel gave of SO_RCVBUF and SO_SNDBUF to a socket with these options, in bytes as they were asked for; less than that where
+/// net.core.rmem_max or wmem_max cap it.
+pub fn granted_buffers(options: &SocketOptions) -> io::Result<(usize, usize)> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+    options.apply(&socket)?;
+    // The kernel doubles what is asked for, to account for its own bookkeeping, and tells the double.
+    Ok((socket.recv_buffer_size()? / 2, socket.send_buffer_size()? / 2))
+}
+
+/// Bounds what a connection sends to `bytes_per_second` (SO_MAX_PACING_RATE); the kernel paces by itself where no fq qdisc does
+/// (Linux 4.13). May be changed at any time.
+pub fn set_pacing_rate(fd: impl AsFd, bytes_per_second: u64) -> io::Result<()> {
+    // An unsigned long: 32-bit hosts pace up to 4 GiB/s.
+    let value = libc::c_ulong::try_from(bytes_per_second).unwrap_or(libc::c_ulong::MAX);
+    // SAFETY: the descriptor is borrowed for the call; the kernel reads one c_ulong from the live local `value` and keeps no pointer.
+    let result = unsafe {
+        libc::setsockopt(
+            fd.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MAX_PACING_RATE,
+            (&raw const value).cast(),
+            size_of_val(&value) as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Receives into `buffer` without waiting.

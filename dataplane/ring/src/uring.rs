@@ -10,14 +10,14 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::time::Duration;
 
-use io_uring::types::{Fd, SubmitArgs, Timespec};
+use io_uring::types::{Fd, Napi, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, opcode, squeue};
 use rustix::process::{Resource, getrlimit};
 use rustix::thread::{CapabilitySet, capabilities};
 
 use crate::driver::{Buffer, Direction, Transfer};
 use crate::slab::Slab;
-use crate::{Arena, Completion, SetupError, Token};
+use crate::{Arena, Completion, DriverOptions, SetupError, Token};
 
 /// Entries of the submission queue: a tick rarely starts more; a full queue is submitted early.
 const SUBMISSIONS: u32 = 256;
@@ -68,9 +68,10 @@ enum Op {
 }
 
 impl UringDriver {
-    pub(crate) fn new(arena: &Arena) -> Result<Self, SetupError> {
+    pub(crate) fn new(arena: &Arena, options: &DriverOptions) -> Result<Self, SetupError> {
         let mut notes = Vec::new();
-        let ring = setup(&mut notes).map_err(SetupError::Uring)?;
+        let ring = setup(options, &mut notes).map_err(SetupError::Uring)?;
+        poll_cards(&ring, options, &mut notes);
         let registered = register(&ring, arena, &mut notes);
         keep_together(&ring);
         Ok(Self {
@@ -196,6 +197,8 @@ impl UringDriver {
     fn enter(&mut self, timeout: Option<Duration>) -> io::Result<usize> {
         match timeout {
             None => self.ring.submitter().submit_and_wait(1),
+            // The kernel's own thread runs what was deferred.
+            Some(timeout) if timeout.is_zero() && self.ring.params().is_setup_sqpoll() => self.ring.submit(),
             Some(timeout) if timeout.is_zero() => {
                 let queued = self.ring.submission().len() as u32;
                 // SAFETY: without an argument the kernel reads no memory of ours but the queue, whose entries `try_push` vouches for.
@@ -314,11 +317,11 @@ fn keep_together(ring: &IoUring) {
 }
 
 /// Makes the ring in the best way that this kernel and this user's limits allow; the error is a sentence.
-pub(crate) fn setup(notes: &mut Vec<String>) -> Result<IoUring, String> {
-    match build(SUBMISSIONS, COMPLETIONS, notes) {
+pub(crate) fn setup(options: &DriverOptions, notes: &mut Vec<String>) -> Result<IoUring, String> {
+    match build(options, SUBMISSIONS, COMPLETIONS, notes) {
         // Rings count against RLIMIT_MEMLOCK, over all processes of an unprivileged user.
         Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => {
-            let small = build(SMALL_SUBMISSIONS, SMALL_COMPLETIONS, notes);
+            let small = build(options, SMALL_SUBMISSIONS, SMALL_COMPLETIONS, notes);
             notes.push(
                 "RLIMIT_MEMLOCK leaves room for a small io_uring only; raise ulimit -l to save system calls".into(),
             );
@@ -330,7 +333,19 @@ pub(crate) fn setup(notes: &mut Vec<String>) -> Result<IoUring, String> {
     .and_then(usable)
 }
 
-fn build(submissions: u32, completions: u32, notes: &mut Vec<String>) -> io::Result<IoUring> {
+fn build(options: &DriverOptions, submissions: u32, completions: u32, notes: &mut Vec<String>) -> io::Result<IoUring> {
+    if let Some(idle_ms) = options.sqpoll_idle_ms {
+        let mut polled = IoUring::builder();
+        // Deferred task running needs the worker to submit by itself, so the two exclude each other.
+        polled.setup_single_issuer().setup_submit_all().setup_sqpoll(idle_ms);
+        match polled.setup_cqsize(completions).setup_clamp().dontfork().build(submissions) {
+            Ok(ring) => return Ok(ring),
+            Err(error) => notes.push(format!(
+                "no kernel thread for submissions (SQPOLL): {error}; the worker submits by itself (Linux 6.0 or later \
+                 is needed, and a user who may start threads)"
+            )),
+        }
+    }
     let mut deferred = IoUring::builder();
     // Completions are run by our own wait instead of interrupting us (Linux 6.1).
     deferred.setup_single_issuer().setup_defer_taskrun().setup_submit_all();
@@ -352,6 +367,17 @@ fn build(submissions: u32, completions: u32, notes: &mut Vec<String>) -> io::Res
         }
     }
     Err(io::Error::from_raw_os_error(libc::EINVAL))
+}
+
+/// Has waits poll the network cards, where the kernel can.
+fn poll_cards(ring: &IoUring, options: &DriverOptions, notes: &mut Vec<String>) {
+    let Some(micros) = options.busy_poll_us else { return };
+    let mut napi = Napi::new().set_busy_poll_timeout(micros).set_prefer_busy_poll(true);
+    if let Err(error) = ring.submitter().register_napi(&mut napi) {
+        notes.push(format!(
+            "io_uring cannot poll network cards ({error}; Linux 6.9 or later can); SO_BUSY_POLL of the sockets is left"
+        ));
+    }
 }
 
 fn usable(ring: IoUring) -> Result<IoUring, String> {

@@ -15,7 +15,9 @@ use std::time::{Duration, Instant};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use faasnet_agent::worker::mailbox::WorkerCommand;
 use faasnet_api::descriptor::DescriptorParts;
-use faasnet_api::{BLOCK_BYTES, BlockIndex, CHUNK_BYTES, Descriptor, Entry, Geometry, Origin, Stripe};
+use faasnet_api::{
+    BLOCK_BYTES, BlockDigest, BlockIndex, CHUNK_BYTES, Descriptor, Entry, Geometry, Origin, Stripe, Verify,
+};
 use faasnet_relay::wire::{Frame, Kind, encode_want};
 use faasnet_ring::{Outcome, Pipe, Waker, socket};
 use faasnet_store::Store;
@@ -42,7 +44,10 @@ fn block(criterion: &mut Criterion) {
     let descriptor = descriptor(&payload);
     let mut group = criterion.benchmark_group("block of 256 KiB");
     group.throughput(Throughput::Bytes(BLOCK_BYTES.into()));
-    group.bench_function("verify", |bench| bench.iter(|| descriptor.verify(BlockIndex(0), black_box(&payload))));
+    for mode in [Verify::Blake3, Verify::Xxh3] {
+        let name = format!("verify {mode}");
+        group.bench_function(name, |bench| bench.iter(|| descriptor.verify(BlockIndex(0), black_box(&payload), mode)));
+    }
     // The baselines: the hash that OCI uses, and one pass over the memory.
     group.bench_function("sha256", |bench| bench.iter(|| Sha256::digest(black_box(&payload))));
     let mut copy = payload.clone();
@@ -182,7 +187,7 @@ fn descriptor_of(payload: &[u8], blocks: u32) -> Descriptor {
         manifest_digest: digest.clone(),
         manifest: Vec::new(),
         entries: vec![Entry { digest, media_type: String::new(), len: payload.len() as u64 * u64::from(blocks) }],
-        blocks: vec![*blake3::hash(payload).as_bytes(); blocks as usize],
+        blocks: vec![BlockDigest::of(payload); blocks as usize],
     };
     match Descriptor::new(parts) {
         Ok(descriptor) => descriptor,

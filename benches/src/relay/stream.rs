@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use faasnet_api::descriptor::DescriptorParts;
-use faasnet_api::{BLOCK_BYTES, BlockIndex, Descriptor, Entry, Origin};
+use faasnet_api::{BLOCK_BYTES, BlockDigest, BlockIndex, Descriptor, Entry, Origin};
 use faasnet_relay::wire::{Frame, HEADER_BYTES, Kind};
 
 /// See the module's documentation.
@@ -48,7 +48,7 @@ impl Stream {
             manifest_digest: digest(2),
             manifest: Vec::new(),
             entries: vec![entry],
-            blocks: vec![*blake3::hash(&payload).as_bytes(); blocks],
+            blocks: vec![BlockDigest::of(&payload); blocks],
         })
         .context("the bench's own image is not sound")?;
         Ok(Self { descriptor: Arc::new(descriptor), payload: Arc::new(payload) })

@@ -11,15 +11,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::geometry::{BlockIndex, Geometry, GeometryError};
 use crate::ids::ImageId;
+use crate::verify::{BlockDigest, Verify};
 
-/// The largest encoded descriptor that is accepted: 4 Mi blocks of 32 bytes are 128 MiB; images of 256 GiB fit.
-pub const MAX_DESCRIPTOR_BYTES: usize = 48 << 20;
+/// The largest encoded descriptor that is accepted: a block takes 48 bytes of it, so images of 256 GiB fit.
+pub const MAX_DESCRIPTOR_BYTES: usize = 64 << 20;
 
-/// The version of the encoding; the first field, so that a later reader can tell.
-const FORMAT_OCI_1: u8 = 1;
-
-/// BLAKE3 of one block.
-pub type BlockDigest = [u8; 32];
+/// The version of the encoding; the first byte, so that a later reader can tell. 1 had no XXH3 digests.
+const FORMAT_OCI_2: u8 = 2;
 
 /// One blob of the image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,8 +114,10 @@ pub enum DescriptorError {
     /// Not the encoding of a descriptor.
     #[error("the descriptor cannot be decoded: {0}")]
     Encoding(String),
-    /// A later format than this program knows.
-    #[error("descriptor format {0} is not known to this version; upgrade this node")]
+    /// Another format than this program knows.
+    #[error(
+        "descriptor format {0} is not that of this version ({FORMAT_OCI_2}); upgrade this node, or create the function again"
+    )]
     Format(u8),
     /// Lengths that cannot be.
     #[error(transparent)]
@@ -142,7 +142,7 @@ impl Descriptor {
     /// Makes a descriptor; fails when the parts contradict each other.
     pub fn new(parts: DescriptorParts) -> Result<Self, DescriptorError> {
         let body = Body {
-            format: FORMAT_OCI_1,
+            format: FORMAT_OCI_2,
             chunk_bytes: crate::geometry::CHUNK_BYTES,
             block_bytes: parts.block_bytes,
             reference: parts.reference,
@@ -174,6 +174,10 @@ impl Descriptor {
         if bytes.len() > MAX_DESCRIPTOR_BYTES {
             return Err(DescriptorError::TooLong(bytes.len()));
         }
+        // Before the rest, which another format encodes in another way.
+        if let Some(&format) = bytes.first().filter(|&&format| format != FORMAT_OCI_2) {
+            return Err(DescriptorError::Format(format));
+        }
         let (body, rest): (Body, &[u8]) =
             postcard::take_from_bytes(bytes).map_err(|error| DescriptorError::Encoding(error.to_string()))?;
         if !rest.is_empty() {
@@ -185,9 +189,6 @@ impl Descriptor {
     fn validate(body: Body, bytes: &[u8]) -> Result<Self, DescriptorError> {
         if bytes.len() > MAX_DESCRIPTOR_BYTES {
             return Err(DescriptorError::TooLong(bytes.len()));
-        }
-        if body.format != FORMAT_OCI_1 {
-            return Err(DescriptorError::Format(body.format));
         }
         let geometry = Geometry::new(body.chunk_bytes, body.block_bytes, body.entries.iter().map(|entry| entry.len))?;
         if geometry.blocks() as usize != body.blocks.len() {
@@ -250,14 +251,14 @@ impl Descriptor {
         &self.body.entries
     }
 
-    /// The digest of a block; `None` when the image has no such block.
+    /// The digests of a block; `None` when the image has no such block.
     pub fn block_digest(&self, block: BlockIndex) -> Option<&BlockDigest> {
         self.body.blocks.get(block.0 as usize)
     }
 
-    /// Whether `payload` is exactly the block `block`.
-    pub fn verify(&self, block: BlockIndex, payload: &[u8]) -> bool {
-        self.block_digest(block).is_some_and(|digest| blake3::hash(payload).as_bytes() == digest)
+    /// Whether `payload` is the block `block`, as far as `mode` tells.
+    pub fn verify(&self, block: BlockIndex, payload: &[u8], mode: Verify) -> bool {
+        self.block_digest(block).is_some_and(|digest| digest.matches(payload, mode))
     }
 }
 
@@ -287,7 +288,7 @@ mod tests {
             manifest_digest: format!("sha256:{}", "0".repeat(64)),
             manifest: b"{}".to_vec(),
             entries: vec![Entry { digest: format!("sha256:{}", "a".repeat(64)), media_type: "m".into(), len: 10 }],
-            blocks: vec![*blake3::hash(&payload).as_bytes()],
+            blocks: vec![BlockDigest::of(&payload)],
         })
         .unwrap()
     }
@@ -297,9 +298,9 @@ mod tests {
     fn round_trip_keeps_the_id() {
         let descriptor = sample();
         assert_eq!(Descriptor::decode(&descriptor.encode(), descriptor.id()).unwrap(), descriptor);
-        assert!(descriptor.verify(BlockIndex(0), &[7; 10]));
-        assert!(!descriptor.verify(BlockIndex(0), &[7; 9]));
-        assert!(!descriptor.verify(BlockIndex(1), &[7; 10]));
+        assert!(descriptor.verify(BlockIndex(0), &[7; 10], Verify::Blake3));
+        assert!(!descriptor.verify(BlockIndex(0), &[7; 9], Verify::Xxh3));
+        assert!(!descriptor.verify(BlockIndex(1), &[7; 10], Verify::Off), "there is no such block");
     }
 
     /// Catches a flipped bit or a missing tail that is taken for a descriptor.
@@ -314,6 +315,16 @@ mod tests {
             // Ignored: a damaged body may still parse; it must only not panic.
             let _ = Descriptor::parse(&damaged);
             assert!(Descriptor::parse(&bytes[..index]).is_err());
+        }
+    }
+
+    /// Catches a descriptor of another version that is reported as damage, or read in the wrong way.
+    #[test]
+    fn other_formats_are_named() {
+        for format in [1, 3] {
+            let mut bytes = sample().encode();
+            bytes[0] = format;
+            assert_eq!(Descriptor::parse(&bytes), Err(DescriptorError::Format(format)));
         }
     }
 

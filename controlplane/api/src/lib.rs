@@ -9,11 +9,13 @@ pub mod descriptor;
 pub mod geometry;
 pub mod ids;
 pub mod ticket;
+pub mod verify;
 
 pub use descriptor::{Descriptor, DescriptorError, Entry, Origin};
 pub use geometry::{BLOCK_BYTES, BlockIndex, CHUNK_BYTES, ChunkIndex, Geometry, MAX_BLOCK_BYTES, Stripe};
 pub use ids::{FunctionId, IdError, ImageId, NodeId};
 pub use ticket::{ClusterSecret, Ticket, TicketError};
+pub use verify::{BlockDigest, Verify};
 
 /// Generated protobuf messages and gRPC services; `proto/faasnet/v1/faasnet.proto` documents each.
 #[cfg(feature = "rpc")]

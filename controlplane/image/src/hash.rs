@@ -1,10 +1,10 @@
-//! The hashes of an image's bytes as they stream by: sha256 per entry, BLAKE3 per block.
+//! The hashes of an image's bytes as they stream by: sha256 per entry, BLAKE3 and XXH3 per block.
 //!
 //! Runs on a blocking thread beside the reader. Knows neither origin nor descriptor.
 
 use bytes::Bytes;
-use faasnet_api::Entry;
-use faasnet_api::descriptor::BlockDigest;
+use faasnet_api::verify::BlockHasher;
+use faasnet_api::{BlockDigest, Entry};
 use faasnet_origin::{Error, digest};
 use tokio::sync::mpsc;
 
@@ -39,7 +39,7 @@ pub(crate) fn hash_entries(
 /// The hashes of one entry; blocks start anew with it.
 struct EntryHasher {
     entry: digest::Hasher,
-    block: blake3::Hasher,
+    block: BlockHasher,
     block_bytes: usize,
     in_block: usize,
 }
@@ -48,7 +48,7 @@ impl EntryHasher {
     fn new(block_bytes: u32) -> Self {
         Self {
             entry: digest::Hasher::default(),
-            block: blake3::Hasher::new(),
+            block: BlockHasher::default(),
             block_bytes: block_bytes as usize,
             in_block: 0,
         }
@@ -68,8 +68,7 @@ impl EntryHasher {
     }
 
     fn end_block(&mut self, blocks: &mut Vec<BlockDigest>) {
-        blocks.push(*self.block.finalize().as_bytes());
-        self.block.reset();
+        blocks.push(self.block.finish());
         self.in_block = 0;
     }
 

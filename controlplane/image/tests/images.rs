@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Mutex;
 
-use faasnet_api::{BLOCK_BYTES, BlockIndex, Descriptor, Origin};
+use faasnet_api::{BLOCK_BYTES, BlockIndex, Descriptor, Origin, Verify};
 use faasnet_image::{
     BuildOptions, BuiltImage, ExportError, InspectRequest, RegisterError, RegisterRequest, build_opaque, inspect,
     register, write_layout,
@@ -125,7 +125,7 @@ fn check_blocks(descriptor: &Descriptor, layout: &Path) {
         let blob =
             std::fs::read(layout.join("blobs/sha256").join(&descriptor.entries()[place.entry].digest[7..])).unwrap();
         let start = place.entry_offset as usize;
-        assert!(descriptor.verify(block, &blob[start..start + place.len as usize]), "{place:?}");
+        assert!(descriptor.verify(block, &blob[start..start + place.len as usize], Verify::Blake3), "{place:?}");
     }
 }
 

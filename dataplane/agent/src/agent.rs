@@ -53,7 +53,7 @@ impl<W: WorkerLink> Parts<W> {
         let secret = config.secret()?;
         let opening = {
             let config = config.clone();
-            move || anyhow::Ok((Store::open(&config.store_dir, config.store_quota_bytes)?, advertised(&config)?))
+            move || anyhow::Ok((Store::open_with(&config.store_dir, config.store())?, advertised(&config)?))
         };
         let (store, advertise) = tokio::task::spawn_blocking(opening).await??;
         let admin = Admin::bind(config.admin).await?;

@@ -7,8 +7,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use faasnet_api::ClusterSecret;
+use faasnet_api::{ClusterSecret, Verify};
 use faasnet_relay::plan::Patience;
+use faasnet_store::{StoreOptions, WriteMode};
 use serde::{Deserialize, Serialize, Serializer};
 
 /// The fewest bytes that pass for a secret.
@@ -35,6 +36,11 @@ pub struct Config {
     /// The most bytes that images may take in the store; by default what the file system has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub store_quota_bytes: Option<u64>,
+    /// How received blocks are written to the store.
+    pub store_write: WriteMode,
+    /// Blocks that were written may take this much of the page cache; by default the kernel decides.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub store_cache_bytes: Option<u64>,
     /// The secret that controller and agents share.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cluster_secret: Option<Secret>,
@@ -43,6 +49,8 @@ pub struct Config {
     pub cluster_secret_file: Option<PathBuf>,
     /// How bytes are moved.
     pub engine: Engine,
+    /// How a block is checked before it is passed on and kept. What the origin sends is always checked by BLAKE3.
+    pub verify: Verify,
     /// Memory that the controller may fill with functions; by default all of the host's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_mib: Option<u64>,
@@ -102,9 +110,12 @@ impl Default for Config {
             admin: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7411),
             store_dir: "/var/lib/faasnet".into(),
             store_quota_bytes: None,
+            store_write: WriteMode::default(),
+            store_cache_bytes: None,
             cluster_secret: None,
             cluster_secret_file: None,
             engine: Engine::Auto,
+            verify: Verify::default(),
             memory_mib: None,
             silence_ms: millis(patience.silence),
             waiting_move_ms: millis(patience.waiting),
@@ -163,6 +174,16 @@ impl Config {
             guest: Duration::from_millis(self.guest_ms),
             waiting_every: Duration::from_millis(self.waiting_every_ms),
             ..Patience::default()
+        }
+    }
+
+    /// The settings of the store.
+    pub fn store(&self) -> StoreOptions {
+        StoreOptions {
+            quota_bytes: self.store_quota_bytes,
+            write: self.store_write,
+            cache_bytes: self.store_cache_bytes,
+            verify: self.verify,
         }
     }
 

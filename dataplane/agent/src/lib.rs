@@ -29,8 +29,9 @@ use faasnet_api::NodeId;
 use faasnet_ring::SocketOptions;
 
 pub use config::{Config, ConfigError, Engine, Secret};
+pub use faasnet_store::WriteMode;
 pub use link::{WorkerEnded, WorkerLink};
-use worker::{Verify, WorkerConfig, WorkerHandle};
+use worker::{WorkerConfig, WorkerHandle};
 
 /// An agent that has bound its ports and opened its store; [`Agent::run_until`] makes it work.
 pub struct Agent(agent::Parts<WorkerHandle>);
@@ -49,7 +50,7 @@ impl Agent {
                 patience: config.patience(),
                 buffers: config.buffers,
                 socket_options: SocketOptions::default(),
-                verify: Verify::default(),
+                verify: config.verify,
             })
             .await?;
             let address = worker.data_address();

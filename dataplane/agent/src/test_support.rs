@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use faasnet_api::descriptor::DescriptorParts;
 use faasnet_api::{
-    BLOCK_BYTES, BlockIndex, CHUNK_BYTES, ClusterSecret, Descriptor, Entry, FunctionId, Geometry, ImageId, NodeId,
-    Origin, Ticket,
+    BLOCK_BYTES, BlockDigest, BlockIndex, CHUNK_BYTES, ClusterSecret, Descriptor, Entry, FunctionId, Geometry, ImageId,
+    NodeId, Origin, Ticket,
 };
 
 use crate::worker::mailbox::{FunctionReport, ReportState};
@@ -37,8 +37,7 @@ pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
 pub(crate) fn image(lengths: &[usize], origin: Origin) -> (Vec<Vec<u8>>, Arc<Descriptor>) {
     let blobs: Vec<Vec<u8>> = lengths.iter().enumerate().map(|(seed, &len)| noise(seed as u64, len)).collect();
     let geometry = Geometry::new(CHUNK_BYTES, BLOCK_BYTES, lengths.iter().map(|&len| len as u64)).unwrap();
-    let blocks =
-        (0..geometry.blocks()).map(|block| *blake3::hash(block_of(&blobs, &geometry, BlockIndex(block))).as_bytes());
+    let blocks = (0..geometry.blocks()).map(|block| BlockDigest::of(block_of(&blobs, &geometry, BlockIndex(block))));
     // Nothing here checks sha256; a digest only has to look like one and name its blob.
     let entries =
         blobs.iter().map(|blob| Entry { digest: digest(blob), media_type: "m".into(), len: blob.len() as u64 });

@@ -3,7 +3,8 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
 
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
@@ -40,6 +41,14 @@ pub fn resident(file: &File, offset: u64, len: u64) -> Option<bool> {
     let result =
         unsafe { libc::syscall(SYS_CACHESTAT, file.as_raw_fd(), &raw const range, &raw mut stat, 0 as libc::c_uint) };
     (result == 0).then_some(stat.cached >= pages)
+}
+
+/// Offset, length and memory of a direct write must be multiples of this: the logical block size of every disk that is in use.
+pub const DIRECT_ALIGN_BYTES: u64 = 4096;
+
+/// Opens an existing file for writes past the page cache (O_DIRECT). Some file systems refuse that here, some at the first write.
+pub fn open_direct(path: &Path) -> io::Result<File> {
+    File::options().write(true).custom_flags(libc::O_DIRECT).open(path)
 }
 
 /// The id of this boot of the host: what was written under another one is only as good as the disk.

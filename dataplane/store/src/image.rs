@@ -9,9 +9,10 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use faasnet_api::{BlockIndex, Descriptor, Geometry};
+use faasnet_api::{BlockIndex, Descriptor, Geometry, Verify};
 
 use crate::PresentMap;
+use crate::data::DataFile;
 use crate::map::MapFile;
 use crate::present::word_of;
 
@@ -20,9 +21,11 @@ use crate::present::word_of;
 pub struct StoredImage {
     tenant: String,
     descriptor: Arc<Descriptor>,
-    file: Arc<File>,
+    data: DataFile,
     map: MapFile,
     present: PresentMap,
+    /// What tells whether bytes on the disk are right.
+    verify: Verify,
     bytes_present: AtomicU64,
     bytes_reused: AtomicU64,
     /// The other files of the image, synced by `finish` so that they are found after a crash: descriptor, tenant, folder.
@@ -42,19 +45,21 @@ impl StoredImage {
     pub(crate) fn new(
         tenant: String,
         descriptor: Arc<Descriptor>,
-        file: Arc<File>,
+        data: DataFile,
         map: MapFile,
         words: &[u64],
         beside: Vec<File>,
+        verify: Verify,
     ) -> Self {
         let present = PresentMap::new(descriptor.geometry().blocks(), words);
         let bytes = bytes_of(descriptor.geometry(), &present);
         Self {
             tenant,
             descriptor,
-            file,
+            data,
             map,
             present,
+            verify,
             bytes_present: AtomicU64::new(bytes),
             bytes_reused: AtomicU64::new(0),
             beside,
@@ -78,7 +83,18 @@ impl StoredImage {
 
     /// The data file, for the worker's reads and writes and for sendfile.
     pub fn file(&self) -> &Arc<File> {
-        &self.file
+        self.data.cached()
+    }
+
+    /// The data file for a write of these bytes past the page cache; `None` where that cannot be, or is not wanted.
+    pub fn direct_file(&self, offset: u64, len: u64) -> Option<&Arc<File>> {
+        self.data.direct(offset, len)
+    }
+
+    /// Whether a write to [`StoredImage::direct_file`] that failed with `error` is to be done again to [`StoredImage::file`]: the file
+    /// system refuses direct writes. From then on there is no direct file.
+    pub fn gives_up_direct(&self, error: &io::Error) -> bool {
+        self.data.gives_up_direct(error)
     }
 
     /// Which blocks are here.
@@ -149,7 +165,7 @@ impl StoredImage {
     pub fn finish(&self) -> io::Result<()> {
         // Taken before the sync: a block that is marked during it makes the mark of cleanness void, see `map`.
         let words: Vec<u64> = self.present.words().collect();
-        self.file.sync_data()?;
+        self.file().sync_data()?;
         for file in &self.beside {
             file.sync_all()?;
         }
@@ -167,7 +183,7 @@ impl StoredImage {
         let place = self.geometry().place(block).filter(|_| self.present.contains(block));
         let place = place.ok_or_else(|| absent(block))?;
         bytes.resize(place.len as usize, 0);
-        self.file.read_exact_at(bytes, place.file_offset)
+        self.file().read_exact_at(bytes, place.file_offset)
     }
 
     /// Reads bytes of an entry (blob) from `offset`, as many as fit into `buffer`, are present without a gap, and belong to the entry:
@@ -190,7 +206,7 @@ impl StoredImage {
             return Err(absent(BlockIndex(first_block + blocks.start as u32)));
         }
         let len = (end - offset) as usize;
-        self.file.read_exact_at(&mut buffer[..len], range.start + offset)?;
+        self.file().read_exact_at(&mut buffer[..len], range.start + offset)?;
         Ok(len)
     }
 
@@ -201,7 +217,7 @@ impl StoredImage {
         let mut bytes = Vec::new();
         for block in self.present.blocks() {
             let read = self.read_block_into(block, &mut bytes);
-            if read.is_ok() && self.descriptor.verify(block, &bytes) {
+            if read.is_ok() && self.is_right(block, &bytes) {
                 verified.good_bytes += bytes.len() as u64;
             } else {
                 self.clear(block)?;
@@ -211,12 +227,16 @@ impl StoredImage {
         Ok(verified)
     }
 
+    fn is_right(&self, block: BlockIndex, bytes: &[u8]) -> bool {
+        self.descriptor.verify(block, bytes, self.verify.on_disk())
+    }
+
     /// Marks `block` if the data file holds its right bytes, brought there from another image. `true` if it does.
     pub(crate) fn mark_if_right(&self, block: BlockIndex, buffer: &mut Vec<u8>) -> io::Result<bool> {
         let Some(place) = self.geometry().place(block) else { return Ok(false) };
         buffer.resize(place.len as usize, 0);
         // An unreadable block is a missing one.
-        let right = self.file.read_exact_at(buffer, place.file_offset).is_ok() && self.descriptor.verify(block, buffer);
+        let right = self.file().read_exact_at(buffer, place.file_offset).is_ok() && self.is_right(block, buffer);
         if right && self.mark(block)? {
             self.bytes_reused.fetch_add(place.len.into(), Ordering::AcqRel);
         }

@@ -6,10 +6,12 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod data;
 mod error;
 mod folder;
 mod image;
 mod map;
+mod options;
 mod present;
 mod reuse;
 mod store;
@@ -18,5 +20,6 @@ mod tests;
 
 pub use error::StoreError;
 pub use image::{StoredImage, Verified};
+pub use options::{StoreOptions, WriteMode};
 pub use present::PresentMap;
 pub use store::{HeldImage, Store};

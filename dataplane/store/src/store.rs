@@ -10,11 +10,12 @@ use std::time::SystemTime;
 use faasnet_api::{Descriptor, ImageId, NodeId};
 use faasnet_ring::file::{boot_id, preallocate};
 
+use crate::data::DataFile;
 use crate::folder::{Folder, new_file_options};
 use crate::image::bytes_of;
 use crate::map::{Belief, BootId, Found, MapFile};
 use crate::reuse::{self, Donor};
-use crate::{PresentMap, StoreError, StoredImage};
+use crate::{PresentMap, StoreError, StoreOptions, StoredImage};
 
 /// A handle; clones share the store. Calls that touch the disk belong on a blocking thread.
 #[derive(Debug, Clone)]
@@ -40,7 +41,7 @@ pub struct HeldImage {
 #[derive(Debug)]
 struct Shared {
     folder: Folder,
-    quota_bytes: Option<u64>,
+    options: StoreOptions,
     boot: BootId,
     /// One image is opened at a time, so that an image has one `StoredImage` and the quota is kept. Taken before `images`.
     opening: Mutex<()>,
@@ -57,13 +58,18 @@ struct Known {
 }
 
 impl Store {
-    /// Opens the store in `dir`, making it if needed. Images together take at most `quota_bytes`.
+    /// Opens the store in `dir`, making it if needed, with default settings but for the quota.
     pub fn open(dir: &Path, quota_bytes: Option<u64>) -> Result<Self, StoreError> {
-        let boot = boot_id().map_err(|source| StoreError::Folder { path: dir.into(), source })?;
-        Self::open_in_boot(dir, quota_bytes, boot)
+        Self::open_with(dir, StoreOptions { quota_bytes, ..StoreOptions::default() })
     }
 
-    pub(crate) fn open_in_boot(dir: &Path, quota_bytes: Option<u64>, boot: BootId) -> Result<Self, StoreError> {
+    /// Opens the store in `dir`, making it if needed.
+    pub fn open_with(dir: &Path, options: StoreOptions) -> Result<Self, StoreError> {
+        let boot = boot_id().map_err(|source| StoreError::Folder { path: dir.into(), source })?;
+        Self::open_in_boot(dir, options, boot)
+    }
+
+    pub(crate) fn open_in_boot(dir: &Path, options: StoreOptions, boot: BootId) -> Result<Self, StoreError> {
         let folder = Folder::open(dir)?;
         let failed = |source| StoreError::Folder { path: dir.into(), source };
         let mut images = HashMap::new();
@@ -77,7 +83,7 @@ impl Store {
             }
         }
         let (opening, images) = (Mutex::new(()), Mutex::new(images));
-        Ok(Self { shared: Arc::new(Shared { folder, quota_bytes, boot, opening, images }) })
+        Ok(Self { shared: Arc::new(Shared { folder, options, boot, opening, images }) })
     }
 
     /// The node's id: random, made once, kept with the store.
@@ -173,7 +179,9 @@ impl Shared {
         };
         let Files { data, map, beside, found } = files;
         let map = MapFile::open(map, image, descriptor.geometry().blocks(), self.boot);
-        let stored = StoredImage::new(tenant.into(), Arc::clone(descriptor), data, map, &found.words, beside);
+        let data = DataFile::new(data, &self.folder.image(image).join("data"), self.options.write);
+        let verify = self.options.verify;
+        let stored = StoredImage::new(tenant.into(), Arc::clone(descriptor), data, map, &found.words, beside, verify);
         if found.belief == Belief::Doubtful {
             let verified = stored.verify_all().map_err(|source| self.failed(image, "map", source))?;
             tracing::info!(
@@ -190,7 +198,7 @@ impl Shared {
     fn create(&self, tenant: &str, descriptor: &Arc<Descriptor>) -> Result<StoredImage, StoreError> {
         let image = descriptor.id();
         let unfinished = self.folder.unfinished(image);
-        let created = Files::create(&unfinished, tenant, descriptor, self.boot).and_then(|created| {
+        let created = Files::create(&unfinished, tenant, descriptor, self.boot, &self.options).and_then(|created| {
             // A folder that is not in the index, whoever left it: a rename onto it would fail again and again.
             self.folder.remove(image)?;
             fs::rename(&unfinished, self.folder.image(image))?;
@@ -208,7 +216,7 @@ impl Shared {
 
     /// Evicts images that nobody uses, the longest unused first, until `descriptor`'s file fits the quota.
     fn make_room(&self, descriptor: &Descriptor) -> Result<(), StoreError> {
-        let Some(quota_bytes) = self.quota_bytes else { return Ok(()) };
+        let Some(quota_bytes) = self.options.quota_bytes else { return Ok(()) };
         let needed_bytes = descriptor.geometry().file_bytes();
         let known = lock(&self.images).clone();
         let mut total_bytes: u64 = known.values().map(Known::file_bytes).sum();
@@ -254,7 +262,7 @@ impl Shared {
             return Some(Donor { descriptor, file: Arc::clone(open.file()), present });
         }
         let Files { data, found, .. } = Files::open(&self.folder.image(image), &descriptor, self.boot).ok()?;
-        Some(Donor { descriptor, file: data, present: PresentMap::new(blocks, &found.words) })
+        Some(Donor { descriptor, file: Arc::new(data), present: PresentMap::new(blocks, &found.words) })
     }
 
     fn describe(&self, image: ImageId, known: Known) -> HeldImage {
@@ -303,7 +311,7 @@ impl Known {
 
 /// The opened files of an image and what its map says.
 struct Files {
-    data: Arc<File>,
+    data: File,
     map: File,
     beside: Vec<File>,
     found: Found,
@@ -324,18 +332,25 @@ impl Files {
         let found = MapFile::read(&map, descriptor.id(), descriptor.geometry().blocks(), boot)?;
         let mut beside = vec![open("descriptor")?, open("tenant")?];
         beside.extend(folders(folder).map_err(|error| error.to_string())?);
-        Ok(Self { data: Arc::new(data), map, beside, found })
+        Ok(Self { data, map, beside, found })
     }
 
-    fn create(folder: &Path, tenant: &str, descriptor: &Arc<Descriptor>, boot: BootId) -> io::Result<StoredImage> {
+    fn create(
+        folder: &Path,
+        tenant: &str,
+        descriptor: &Arc<Descriptor>,
+        boot: BootId,
+        options: &StoreOptions,
+    ) -> io::Result<StoredImage> {
         // What an attempt in this process that failed and could not be cleaned may have left.
         if folder.exists() {
             fs::remove_dir_all(folder)?;
         }
         fs::create_dir(folder)?;
         let new = |name: &str| new_file_options().open(folder.join(name));
-        let data = Arc::new(new("data")?);
+        let data = new("data")?;
         preallocate(&data, descriptor.geometry().file_bytes())?;
+        let data = DataFile::new(data, &folder.join("data"), options.write);
         let map = MapFile::create(new("map")?, descriptor.id(), descriptor.geometry().blocks(), boot)?;
         let write = |name: &str, bytes: &[u8]| {
             let mut file = new(name)?;
@@ -344,7 +359,7 @@ impl Files {
         };
         let mut beside = vec![write("descriptor", &descriptor.encode())?, write("tenant", tenant.as_bytes())?];
         beside.extend(folders(folder)?);
-        Ok(StoredImage::new(tenant.into(), Arc::clone(descriptor), data, map, &[], beside))
+        Ok(StoredImage::new(tenant.into(), Arc::clone(descriptor), data, map, &[], beside, options.verify))
     }
 }
 

@@ -6,10 +6,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use faasnet_api::descriptor::DescriptorParts;
-use faasnet_api::{BlockIndex, Descriptor, Entry, Origin};
+use faasnet_api::{BlockDigest, BlockIndex, Descriptor, Entry, Origin};
 
 use crate::map::{Belief, BootId};
-use crate::{Store, StoreError, StoredImage};
+use crate::{Store, StoreError, StoreOptions, StoredImage};
 
 /// Small blocks, so that images of many blocks are small.
 const BLOCK_BYTES: u32 = 4096;
@@ -25,7 +25,7 @@ fn blob(seed: u8, len: usize) -> Vec<u8> {
 fn descriptor(blobs: &[(u8, usize)]) -> Arc<Descriptor> {
     let blocks = blobs.iter().flat_map(|&(seed, len)| {
         let bytes = blob(seed, len);
-        bytes.chunks(BLOCK_BYTES as usize).map(|block| *blake3::hash(block).as_bytes()).collect::<Vec<_>>()
+        bytes.chunks(BLOCK_BYTES as usize).map(|block| BlockDigest::of(block)).collect::<Vec<_>>()
     });
     let entries = blobs.iter().map(|&(seed, len)| Entry {
         digest: format!("sha256:{:064x}", u64::from(seed) << 32 | len as u64),
@@ -67,8 +67,17 @@ fn present(stored: &StoredImage) -> Vec<u32> {
     stored.present().blocks().map(|block| block.0).collect()
 }
 
+fn open_in(dir: &Path, boot: BootId) -> Store {
+    Store::open_in_boot(dir, StoreOptions::default(), boot).unwrap()
+}
+
+fn with_quota(dir: &Path, quota_bytes: u64) -> Store {
+    let options = StoreOptions { quota_bytes: Some(quota_bytes), ..StoreOptions::default() };
+    Store::open_in_boot(dir, options, BOOT).unwrap()
+}
+
 fn open(dir: &Path) -> Store {
-    Store::open_in_boot(dir, None, BOOT).unwrap()
+    open_in(dir, BOOT)
 }
 
 const APP: &[(u8, usize)] = &[(1, 100), (2, 5 * 4096 + 1), (3, 3 * 4096)];
@@ -164,13 +173,13 @@ fn another_boot_verifies_what_was_not_synced() {
     flip(&stored, 4);
     let id = stored.descriptor().id();
     drop(stored);
-    let store = Store::open_in_boot(dir.path(), None, LATER).unwrap();
+    let store = open_in(dir.path(), LATER);
     assert!(!store.held()[0].complete, "not before it is verified");
     let stored = store.open_held(id).unwrap().unwrap();
     assert_eq!(present(&stored), [0, 1, 2, 3, 5, 6, 7, 8, 9]);
     assert_eq!(stored.bytes_present(), stored.geometry().image_bytes() - 4096);
     drop((stored, store));
-    let store = Store::open_in_boot(dir.path(), None, LATER).unwrap();
+    let store = open_in(dir.path(), LATER);
     assert_eq!(store.open_held(id).unwrap().unwrap().present().count(), 9, "the cleared mark is on the disk");
 }
 
@@ -185,12 +194,12 @@ fn a_finished_image_is_trusted_in_another_boot() {
     // A trick to see whether anybody hashes: damage that only verification would notice.
     flip(&stored, 1);
     drop(stored);
-    let store = Store::open_in_boot(dir.path(), None, LATER).unwrap();
+    let store = open_in(dir.path(), LATER);
     let stored = store.open_held(id).unwrap().unwrap();
     assert_eq!(stored.present().count(), 9, "trusted");
     fill(&stored, APP, |block| block == 9);
     drop((stored, store));
-    let store = Store::open_in_boot(dir.path(), None, [3; 16]).unwrap();
+    let store = open_in(dir.path(), [3; 16]);
     let stored = store.open_held(id).unwrap().unwrap();
     assert!(!stored.present().contains(BlockIndex(1)) && stored.present().count() == 9, "verified");
 }
@@ -285,7 +294,7 @@ fn a_shared_layer_is_taken_from_the_own_disk() {
         }
         if other_boot {
             drop(store);
-            store = Store::open_in_boot(dir.path(), None, LATER).unwrap();
+            store = open_in(dir.path(), LATER);
         }
         let foreign = store.open_image("other", descriptor(update)).unwrap();
         assert_eq!((foreign.bytes_present(), foreign.bytes_reused()), (0, 0), "tenants share nothing");
@@ -307,7 +316,7 @@ fn a_shared_layer_is_taken_from_the_own_disk() {
 #[test]
 fn the_quota_evicts_the_longest_unused() {
     let dir = tempfile::tempdir().unwrap();
-    let store = Store::open_in_boot(dir.path(), Some(10 * 4096), BOOT).unwrap();
+    let store = with_quota(dir.path(), 10 * 4096);
     let image = |seed: u8| descriptor(&[(seed, 3 * 4096)]);
     let held = || store.held().into_iter().map(|held| held.image).collect::<Vec<_>>();
     let one = store.open_image("acme", image(1)).unwrap();
@@ -327,7 +336,7 @@ fn the_quota_evicts_the_longest_unused() {
     // The last use survives a restart.
     let (first, last) = (image(1).id(), descriptor(&[(5, 4 * 4096)]).id());
     drop(store);
-    let store = Store::open_in_boot(dir.path(), Some(10 * 4096), BOOT).unwrap();
+    let store = with_quota(dir.path(), 10 * 4096);
     drop(store.open_image("acme", image(7)).unwrap());
     let held: Vec<_> = store.held().into_iter().map(|held| held.image).collect();
     assert!(held.contains(&last) && !held.contains(&first), "{held:?}");
@@ -390,7 +399,7 @@ fn a_kill_while_verifying_leaves_the_map_doubtful() {
     let damaged = blocks - 1;
     flip(&stored, damaged);
     drop(stored);
-    let store = Store::open_in_boot(dir.path(), None, LATER).unwrap();
+    let store = open_in(dir.path(), LATER);
     let map = fs::File::open(dir.path().join("images").join(image.id().to_string()).join("map")).unwrap();
     let look = || {
         let found = crate::map::MapFile::read(&map, image.id(), blocks, LATER).unwrap();

@@ -10,7 +10,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use faasnet_api::descriptor::DescriptorParts;
-use faasnet_api::{BLOCK_BYTES, BlockIndex, Descriptor, Entry, Origin};
+use faasnet_api::{BLOCK_BYTES, BlockDigest, BlockIndex, Descriptor, Entry, Origin};
 use faasnet_store::{Store, StoreError};
 
 /// An image of layers of zeros, one of each length.
@@ -18,7 +18,7 @@ fn zeros(layers: &[usize]) -> Arc<Descriptor> {
     let entry = |&len: &usize| Entry { digest: format!("sha256:{len:064x}"), media_type: "x".into(), len: len as u64 };
     let blocks = layers.iter().flat_map(|&len| {
         let bytes = vec![0; len];
-        bytes.chunks(BLOCK_BYTES as usize).map(|block| *blake3::hash(block).as_bytes()).collect::<Vec<_>>()
+        bytes.chunks(BLOCK_BYTES as usize).map(|block| BlockDigest::of(block)).collect::<Vec<_>>()
     });
     let parts = DescriptorParts {
         block_bytes: BLOCK_BYTES,

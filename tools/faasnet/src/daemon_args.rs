@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
+use faasnet_agent::WriteMode;
+use faasnet_api::Verify;
 use serde::Serialize;
 
 use crate::cli::Engine;
@@ -61,6 +63,15 @@ pub struct AgentSettings {
     /// The most bytes that images may take [default: what the file system has]
     #[arg(long, env = "FAASNET_AGENT_STORE_QUOTA_BYTES", value_name = "BYTES")]
     pub store_quota_bytes: Option<u64>,
+    /// How received blocks are written: past the page cache while the disk keeps up, always, or never [default: auto]
+    #[arg(long, env = "FAASNET_AGENT_STORE_WRITE", value_name = "auto|direct|buffered")]
+    pub store_write: Option<WriteMode>,
+    /// Release written blocks from the page cache beyond so many bytes [default: the kernel decides]
+    #[arg(long, env = "FAASNET_AGENT_STORE_CACHE_BYTES", value_name = "BYTES")]
+    pub store_cache_bytes: Option<u64>,
+    /// How blocks from other nodes are checked; xxh3 and off are for networks where every host is trusted [default: blake3]
+    #[arg(long, env = "FAASNET_AGENT_VERIFY", value_name = "blake3|xxh3|off")]
+    pub verify: Option<Verify>,
     /// How bytes are moved [default: auto]
     #[arg(long, env = "FAASNET_AGENT_ENGINE", value_enum)]
     pub engine: Option<Engine>,
@@ -169,6 +180,8 @@ mod tests {
         let value = |argument: &Arg| match argument.get_id().as_str() {
             "listen" | "advertise" | "admin" => "127.0.0.1:1",
             "engine" => "copy",
+            "store_write" => "direct",
+            "verify" => "xxh3",
             _ => "7",
         };
         let flags: Vec<String> = command

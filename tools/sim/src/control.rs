@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use anyhow::{Context, Result, anyhow, bail};
 use faasnet_api::descriptor::DescriptorParts;
 use faasnet_api::{BLOCK_BYTES, CHUNK_BYTES, ClusterSecret, Descriptor, Entry, FunctionId, Geometry, ImageId, NodeId};
-use faasnet_api::{Origin, v1};
+use faasnet_api::{BlockDigest, Origin, v1};
 use faasnet_controller::state::{
     Answer, Ask, Input, Key, NewFunction, Now, Output, ProbeAnswer, ProbeId, RequestId, SessionId, Settings, State,
 };
@@ -264,7 +264,7 @@ fn descriptor(name: &str, bytes: u64) -> Result<Descriptor> {
         manifest_digest: digest(0),
         manifest: b"{}".to_vec(),
         entries: vec![Entry { digest: digest(1), media_type: "layer".into(), len: bytes }],
-        blocks: vec![[7; 32]; blocks as usize],
+        blocks: vec![BlockDigest::of(b"block"); blocks as usize],
     };
     Ok(Descriptor::new(parts)?)
 }

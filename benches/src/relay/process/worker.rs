@@ -7,8 +7,8 @@ use anyhow::{Context, Result, bail};
 use faasnet_agent::Engine as WorkerEngine;
 use faasnet_agent::WorkerLink;
 use faasnet_agent::worker::mailbox::{Assignment, FunctionReport, StripePlan, Target, WorkerCommand, WorkerEvent};
-use faasnet_agent::worker::{self, Verify, WorkerConfig, WorkerHandle};
-use faasnet_api::Ticket;
+use faasnet_agent::worker::{self, WorkerConfig, WorkerHandle};
+use faasnet_api::{Ticket, Verify};
 use faasnet_ring::SocketOptions;
 use faasnet_store::Store;
 use tempfile::TempDir;
@@ -49,6 +49,7 @@ impl WorkerRelay {
             socket_options: SocketOptions::default(),
             verify: match job.mode {
                 Mode::Keep => Verify::Off,
+                Mode::KeepXxh3 => Verify::Xxh3,
                 Mode::KeepBlake3 => Verify::Blake3,
                 other => bail!("an agent's worker has no mode {other}"),
             },

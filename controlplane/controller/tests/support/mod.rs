@@ -12,7 +12,7 @@ use faasnet_api::v1::agent_session_client::AgentSessionClient;
 use faasnet_api::v1::command::Command;
 use faasnet_api::v1::control_client::ControlClient;
 use faasnet_api::v1::event::Event;
-use faasnet_api::{BLOCK_BYTES, ClusterSecret, Descriptor, Entry, NodeId, Origin, v1};
+use faasnet_api::{BLOCK_BYTES, BlockDigest, ClusterSecret, Descriptor, Entry, NodeId, Origin, v1};
 use faasnet_controller::{Config, Controller, Progress, Registered, Registrar, Registration};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
@@ -47,7 +47,7 @@ impl Registrar for FakeRegistrar {
                 manifest_digest: format!("sha256:{}", "0".repeat(64)),
                 manifest: b"{}".to_vec(),
                 entries: vec![Entry { digest: format!("sha256:{}", "a".repeat(64)), media_type: "m".into(), len: 10 }],
-                blocks: vec![[7; 32]],
+                blocks: vec![BlockDigest::of(b"0123456789")],
             };
             Descriptor::new(parts).map_err(|error| error.to_string())
         })

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use faasnet_api::{BlockIndex, ClusterSecret, FunctionId, NodeId, Stripe};
+use faasnet_api::{BlockIndex, ClusterSecret, FunctionId, NodeId, Stripe, Verify};
 use faasnet_relay::plan::Patience;
 use faasnet_relay::upstream::Now;
 use faasnet_ring::{Arena, Driver, HEADROOM_BYTES, Lease, LeaseMut, Pipe, SocketOptions, Token};
@@ -15,7 +15,6 @@ use faasnet_store::StoredImage;
 use std::net::SocketAddr;
 use tokio::sync::mpsc;
 
-use super::Verify;
 use super::mailbox::WorkerEvent;
 
 /// The name of a connection, listener or waker of this worker; never used twice, so a late completion finds nobody.

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 
 use anyhow::Context;
 use crossbeam::channel;
-use faasnet_api::{ClusterSecret, NodeId};
+use faasnet_api::{ClusterSecret, NodeId, Verify};
 use faasnet_relay::plan::Patience;
 use faasnet_ring::{SocketOptions, Waker};
 use tokio::sync::{mpsc, oneshot};
@@ -29,16 +29,6 @@ mod run;
 mod stripe;
 
 use mailbox::{WorkerCommand, WorkerEvent};
-
-/// How a block is checked before it is forwarded and kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Verify {
-    /// BLAKE3 against the descriptor.
-    #[default]
-    Blake3,
-    /// Not at all: for experiments on networks where every host is trusted.
-    Off,
-}
 
 /// What a worker needs to start.
 #[derive(Debug, Clone)]

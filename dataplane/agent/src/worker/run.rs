@@ -13,11 +13,11 @@ use faasnet_relay::wire::{Hello, Refusal};
 use faasnet_ring::{Arena, Completion, Driver, DriverKind, Pipe, SocketOptions, Token, Waker, probe, socket};
 use tokio::sync::{mpsc, oneshot};
 
+use super::WorkerConfig;
 use super::function::Function;
 use super::io::{ConnId, Direction, Io, Mover, Route, TICK};
 use super::mailbox::{Assignment, WorkerCommand, WorkerEvent};
 use super::newcomer::{Heard, Newcomer};
-use super::{Verify, WorkerConfig};
 use crate::config::Engine;
 
 /// Everything that a worker owns.
@@ -84,8 +84,8 @@ impl Worker {
         let arena = Arena::new(config.buffers, MAX_BLOCK_BYTES as usize).context("cannot allocate block buffers")?;
         let (driver, mover) = choose(config.engine, &arena)?;
         driver.notes().iter().for_each(|note| tracing::warn!("{note}"));
-        if config.verify == Verify::Off {
-            tracing::warn!("verification is off: this node keeps and passes on whatever its parents send");
+        if let Some(warning) = config.verify.warning() {
+            tracing::warn!("{warning}");
         }
         tracing::info!(mover = mover.name(), buffers = config.buffers, "data worker starts");
         let (listener, address) = listen(config.listen, &config.socket_options)?;

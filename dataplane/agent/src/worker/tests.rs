@@ -8,7 +8,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use faasnet_api::descriptor::DescriptorParts;
 use faasnet_api::{
-    BLOCK_BYTES, BlockIndex, CHUNK_BYTES, Descriptor, Entry, FunctionId, Geometry, ImageId, Origin, Stripe, Ticket,
+    BLOCK_BYTES, BlockDigest, BlockIndex, CHUNK_BYTES, Descriptor, Entry, FunctionId, Geometry, ImageId, Origin,
+    Stripe, Ticket,
 };
 use faasnet_relay::blocks::BlockSet;
 use faasnet_relay::plan::{StripePlan, Target};
@@ -54,7 +55,7 @@ impl Image {
             manifest_digest: digest(999),
             manifest: b"{}".to_vec(),
             entries: entries.collect(),
-            blocks: blocks.map(|block| *blake3::hash(block).as_bytes()).collect(),
+            blocks: blocks.map(|block| BlockDigest::of(block)).collect(),
         })
         .unwrap();
         Self { descriptor: Arc::new(descriptor), payloads, function: FunctionId::new("t", "f") }

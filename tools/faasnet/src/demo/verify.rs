@@ -110,7 +110,7 @@ fn format_digest(hash: &[u8]) -> String {
 mod tests {
     use super::*;
     use faasnet_api::descriptor::DescriptorParts;
-    use faasnet_api::{BLOCK_BYTES, Entry, Origin};
+    use faasnet_api::{BLOCK_BYTES, BlockDigest, Entry, Origin};
 
     /// A store folder with one image of a 2-byte config and a 5,000-byte layer.
     fn store() -> (tempfile::TempDir, ImageId) {
@@ -130,7 +130,7 @@ mod tests {
             manifest_digest: digest_of(&manifest),
             manifest,
             entries,
-            blocks: vec![[0; 32]; 2],
+            blocks: vec![BlockDigest::of(b"block"); 2],
         })
         .unwrap();
         let dir = tempfile::tempdir().unwrap();

@@ -3,8 +3,11 @@
 use std::path::Path;
 use std::{env, fs, io};
 
+use faasnet_api::Ticket;
 use faasnet_api::descriptor::DescriptorParts;
-use faasnet_api::{BLOCK_BYTES, BlockIndex, Descriptor, Entry, FunctionId, ImageId, NodeId, Origin, Stripe, Ticket};
+use faasnet_api::{
+    BLOCK_BYTES, BlockDigest, BlockIndex, Descriptor, Entry, FunctionId, ImageId, NodeId, Origin, Stripe,
+};
 use faasnet_relay::wire::{self, Frame, Hello, Kind, Refusal, WaitingFor};
 
 fn main() -> io::Result<()> {
@@ -29,7 +32,7 @@ fn descriptor() -> Vec<u8> {
         manifest_digest: format!("sha256:{:064x}", 9),
         manifest: b"{}".to_vec(),
         entries,
-        blocks: vec![[7; 32]; 3],
+        blocks: vec![BlockDigest::of(b"block"); 3],
     };
     Descriptor::new(parts).map(|descriptor| descriptor.encode()).unwrap_or_default()
 }

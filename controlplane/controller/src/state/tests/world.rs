@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use faasnet_api::descriptor::DescriptorParts;
 use faasnet_api::v1::command::Command;
 use faasnet_api::v1::event::Event;
-use faasnet_api::{BLOCK_BYTES, ClusterSecret, Descriptor, Entry, FunctionId, NodeId, Origin, v1};
+use faasnet_api::{BLOCK_BYTES, BlockDigest, ClusterSecret, Descriptor, Entry, FunctionId, NodeId, Origin, v1};
 use faasnet_tree::Policy;
 
 use super::super::plan::stripe_plans;
@@ -72,7 +72,7 @@ pub(super) fn descriptor(reference: &str, origin: Origin) -> Descriptor {
         manifest_digest: format!("sha256:{}", "0".repeat(64)),
         manifest: b"{}".to_vec(),
         entries: vec![Entry { digest: format!("sha256:{}", "a".repeat(64)), media_type: "m".into(), len: 10 }],
-        blocks: vec![[7; 32]],
+        blocks: vec![BlockDigest::of(b"0123456789")],
     })
     .unwrap()
 }

@@ -11,7 +11,6 @@ use faasnet_relay::wire::{self, Frame, Kind, Refusal, WaitingFor};
 use faasnet_ring::HEADROOM_BYTES;
 use faasnet_store::StoredImage;
 
-use super::super::Verify;
 use super::super::child::Child;
 use super::super::forward::{discard, forward};
 use super::super::function::Shared;
@@ -148,11 +147,7 @@ impl Stripe {
         let link = &self.links[index];
         shared.counters.received(self.id, link.target, frame.len);
         // Verified here, before a single byte of it goes to a child or to the map.
-        let right = match io.verify {
-            Verify::Blake3 => stored.descriptor().verify(block, &lease[HEADROOM_BYTES..HEADROOM_BYTES + len]),
-            Verify::Off => true,
-        };
-        if !right {
+        if !stored.descriptor().verify(block, &lease[HEADROOM_BYTES..HEADROOM_BYTES + len], io.verify) {
             shared.counters.blocks_refused += 1;
             return Err(LinkEnd { reason: format!("block {} failed verification", block.0), wrong_bytes: true });
         }

@@ -1,0 +1,64 @@
+//! The data file of an image, open once for everybody and once more for direct writes.
+//!
+//! Owned by the image. Says where a write may go; the worker's ring writes.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use faasnet_ring::file::{DIRECT_ALIGN_BYTES, open_direct};
+
+use crate::WriteMode;
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct DataFile {
+    cached: Arc<File>,
+    direct: Option<Arc<File>>,
+    /// A direct write was refused for its form: the file system lets the file be opened so and not be written so.
+    refused: AtomicBool,
+}
+
+impl DataFile {
+    /// Takes the open file at `path`, and opens it for direct writes unless `mode` forbids them. A file system that cannot do those
+    /// costs a line in the log.
+    pub(crate) fn new(cached: File, path: &Path, mode: WriteMode) -> Self {
+        let direct = match mode {
+            WriteMode::Buffered => None,
+            WriteMode::Auto | WriteMode::Direct => {
+                let opened = open_direct(path);
+                opened.inspect_err(|error| explain(error)).ok().map(Arc::new)
+            }
+        };
+        Self { cached: Arc::new(cached), direct, refused: AtomicBool::new(false) }
+    }
+
+    /// The file through the page cache.
+    pub(crate) fn cached(&self) -> &Arc<File> {
+        &self.cached
+    }
+
+    /// The file past the page cache, if these bytes can be written that way.
+    pub(crate) fn direct(&self, offset: u64, len: u64) -> Option<&Arc<File>> {
+        let aligned = offset.is_multiple_of(DIRECT_ALIGN_BYTES) && len.is_multiple_of(DIRECT_ALIGN_BYTES);
+        self.direct.as_ref().filter(|_| aligned && !self.refused.load(Ordering::Relaxed))
+    }
+
+    /// Whether a direct write that failed with `error` is to be done through the page cache instead. If so, all later ones are.
+    pub(crate) fn gives_up_direct(&self, error: &io::Error) -> bool {
+        let refused = matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported);
+        if refused && !self.refused.swap(true, Ordering::Relaxed) {
+            explain(error);
+        }
+        refused
+    }
+}
+
+fn explain(error: &io::Error) {
+    tracing::warn!(
+        %error,
+        "the store's file system refuses direct writes; blocks go through the page cache, which costs CPU and memory (store_write = buffered says that this is meant)"
+    );
+}

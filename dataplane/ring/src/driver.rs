@@ -1,10 +1,12 @@
-//! What one worker waits with: readiness of sockets and whole reads and writes of files, by io_uring or by epoll and a disk thread.
+//! What one worker waits with: readiness of sockets, whole reads and writes of files, and, for the movers that want it, receives and
+//! sends of sockets; by io_uring, by epoll and a disk thread, or by the tokio-uring runtime.
 //!
-//! Owned by one worker and not `Send`. It never moves socket bytes itself and never closes a descriptor that the kernel still watches.
+//! Owned by one worker and not `Send`. It never closes a descriptor that the kernel still uses: [`Driver::close`] stops what is in
+//! flight, waits for its last completion, and closes then.
 //!
-//! LIFECYCLE of an armed descriptor: idle → `arm_read`/`arm_write` → armed → `Ready` → idle; from armed, `close` or `disarm` →
-//! cancelled → its last completion is swallowed → closed. A descriptor that was ever armed must be closed through [`Driver::close`]
-//! or be idle: the driver knows it by its number.
+//! LIFECYCLE of a descriptor: idle → `arm_read`/`arm_write`/`receive`/`send` → in flight → its completion → idle; from in flight,
+//! `close` or `disarm` → cancelled → its last completion is swallowed → closed. A descriptor that was ever used here must be closed
+//! through [`Driver::close`] or be idle: the driver knows it by its number.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -15,8 +17,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::epoll::EpollDriver;
+use crate::tokio_driver::TokioUringDriver;
 use crate::uring::UringDriver;
-use crate::{Arena, Lease, LeaseMut, SetupError};
+use crate::{Arena, Lease, LeaseMut, Outcome, SetupError};
 
 /// Which kernel interface a driver uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +28,8 @@ pub enum DriverKind {
     Uring,
     /// epoll, and one thread for the disk: for hosts where io_uring is disabled.
     Epoll,
+    /// The tokio-uring runtime: to compare with, and as an oracle.
+    TokioUring,
 }
 
 /// What a driver may be asked for beyond the ordinary. What a kernel lacks is done without and noted ([`Driver::notes`]).
@@ -63,6 +68,22 @@ pub enum Completion {
         /// The buffer, or why it failed (the buffer is then back in the arena).
         result: io::Result<LeaseMut>,
     },
+    /// A receive is done.
+    Received {
+        /// As given to `receive`.
+        token: Token,
+        /// The buffer; what moved lies at the start of the range.
+        buffer: LeaseMut,
+        /// How much came.
+        outcome: Outcome,
+    },
+    /// A send is done. Fewer bytes than asked for: the next call on the socket tells why.
+    Sent {
+        /// As given to `send`.
+        token: Token,
+        /// How much the socket took.
+        outcome: Outcome,
+    },
 }
 
 /// See the module's documentation.
@@ -75,6 +96,7 @@ pub struct Driver {
 enum Backend {
     Uring(Box<UringDriver>),
     Epoll(Box<EpollDriver>),
+    TokioUring(Box<TokioUringDriver>),
 }
 
 impl Driver {
@@ -88,6 +110,7 @@ impl Driver {
         let backend = match kind {
             DriverKind::Uring => Backend::Uring(Box::new(UringDriver::new(arena, options)?)),
             DriverKind::Epoll => Backend::Epoll(Box::new(EpollDriver::new(arena.slots())?)),
+            DriverKind::TokioUring => Backend::TokioUring(Box::new(TokioUringDriver::new()?)),
         };
         Ok(Self { backend, done: VecDeque::new() })
     }
@@ -97,14 +120,20 @@ impl Driver {
         match self.backend {
             Backend::Uring(_) => DriverKind::Uring,
             Backend::Epoll(_) => DriverKind::Epoll,
+            Backend::TokioUring(_) => DriverKind::TokioUring,
         }
+    }
+
+    /// Whether [`Driver::receive`] and [`Driver::send`] work.
+    pub fn moves_sockets(&self) -> bool {
+        !matches!(self.backend, Backend::Epoll(_))
     }
 
     /// What the host lacked and what is used instead, for the log.
     pub fn notes(&self) -> Vec<String> {
         match &self.backend {
             Backend::Uring(uring) => uring.notes(),
-            Backend::Epoll(_) => Vec::new(),
+            Backend::Epoll(_) | Backend::TokioUring(_) => Vec::new(),
         }
     }
 
@@ -121,13 +150,8 @@ impl Driver {
     fn arm(&mut self, fd: BorrowedFd<'_>, direction: Direction, token: Token) {
         match &mut self.backend {
             Backend::Uring(uring) => uring.arm(fd, direction, token),
-            Backend::Epoll(epoll) => {
-                if epoll.arm(fd, direction, token).is_err() {
-                    // The kernel will not watch it: let the caller's next call on it meet the reason.
-                    let armed = epoll.disarm(fd);
-                    self.done.extend(armed.into_iter().flatten().map(|token| Completion::Ready { token }));
-                }
-            }
+            Backend::Epoll(epoll) => self.done.extend(epoll.arm_or_ready(fd, direction, token)),
+            Backend::TokioUring(tokio) => self.done.extend(tokio.arm(fd, direction, token)),
         }
     }
 
@@ -136,6 +160,7 @@ impl Driver {
         match &mut self.backend {
             Backend::Uring(uring) => uring.disarm(fd),
             Backend::Epoll(epoll) => drop(epoll.disarm(fd)),
+            Backend::TokioUring(tokio) => tokio.disarm(fd),
         }
     }
 
@@ -144,6 +169,39 @@ impl Driver {
         match &mut self.backend {
             Backend::Uring(uring) => uring.close(fd),
             Backend::Epoll(epoll) => epoll.close(fd),
+            Backend::TokioUring(tokio) => tokio.close(fd),
+        }
+    }
+
+    /// Receives what comes next on `fd`, at least one byte, into `buffer[range]`: `Received` follows. One at a time per descriptor. It
+    /// wakes up like a poll does (SO_RCVLOWAT).
+    ///
+    /// # Panics
+    /// When `range` is empty or not within `buffer`, or the driver does not move socket bytes ([`Driver::moves_sockets`]).
+    pub fn receive(&mut self, fd: BorrowedFd<'_>, buffer: LeaseMut, range: Range<usize>, token: Token) {
+        assert!(
+            range.start < range.end && range.end <= buffer.len(),
+            "a receive of {range:?} to {} bytes",
+            buffer.len()
+        );
+        self.exchange(fd, Exchange { buffer: Buffer::Read(buffer), range, token });
+    }
+
+    /// Sends `data[range]` on `fd`, whole unless the connection breaks: `Sent` follows. One at a time per descriptor, and nothing else may
+    /// be sent on it meanwhile. The lease is held until then.
+    ///
+    /// # Panics
+    /// As [`Driver::receive`].
+    pub fn send(&mut self, fd: BorrowedFd<'_>, data: Lease, range: Range<usize>, token: Token) {
+        assert!(range.start < range.end && range.end <= data.len(), "a send of {range:?} from {} bytes", data.len());
+        self.exchange(fd, Exchange { buffer: Buffer::Write(data), range, token });
+    }
+
+    fn exchange(&mut self, fd: BorrowedFd<'_>, exchange: Exchange) {
+        match &mut self.backend {
+            Backend::Uring(uring) => uring.exchange(fd, exchange),
+            Backend::TokioUring(tokio) => tokio.exchange(fd, exchange),
+            Backend::Epoll(_) => panic!("epoll tells readiness and moves no bytes of sockets"),
         }
     }
 
@@ -179,6 +237,7 @@ impl Driver {
                     self.done.push_back(failed);
                 }
             }
+            Backend::TokioUring(tokio) => tokio.start(transfer),
         }
     }
 
@@ -197,6 +256,7 @@ impl Driver {
             match &mut self.backend {
                 Backend::Uring(uring) => uring.wait(left, out)?,
                 Backend::Epoll(epoll) => epoll.wait(left, out)?,
+                Backend::TokioUring(tokio) => tokio.wait(left, out)?,
             }
             if out.len() > had {
                 return Ok(());
@@ -214,6 +274,7 @@ impl Driver {
         match &self.backend {
             Backend::Uring(uring) => uring.stale_completions(),
             Backend::Epoll(epoll) => epoll.stale_completions(),
+            Backend::TokioUring(tokio) => tokio.stale_completions(),
         }
     }
 }
@@ -234,6 +295,41 @@ pub(crate) struct Transfer {
     /// Where `range.start` lies in the file.
     pub(crate) offset: u64,
     pub(crate) token: Token,
+}
+
+/// One receive or send of a socket in flight: owns the memory until it has completed.
+pub(crate) struct Exchange {
+    pub(crate) buffer: Buffer,
+    pub(crate) range: Range<usize>,
+    pub(crate) token: Token,
+}
+
+impl Exchange {
+    /// Which way it goes.
+    pub(crate) fn direction(&self) -> Direction {
+        match self.buffer {
+            Buffer::Write(_) => Direction::Write,
+            Buffer::Read(_) => Direction::Read,
+        }
+    }
+
+    /// The completion; gives the buffer back.
+    pub(crate) fn complete(self, result: io::Result<usize>) -> Completion {
+        let token = self.token;
+        let outcome = match result {
+            Ok(0) => Outcome::Ended,
+            Ok(moved) => Outcome::Moved(moved),
+            // Interrupted before anything moved: not the connection's fault.
+            Err(error) if [Some(libc::EAGAIN), Some(libc::EINTR)].contains(&error.raw_os_error()) => {
+                Outcome::WouldBlock
+            }
+            Err(error) => Outcome::Failed(error),
+        };
+        match self.buffer {
+            Buffer::Write(_) => Completion::Sent { token, outcome },
+            Buffer::Read(buffer) => Completion::Received { token, buffer, outcome },
+        }
+    }
 }
 
 /// The memory of a transfer, and with it the direction.

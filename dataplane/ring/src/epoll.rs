@@ -28,7 +28,8 @@ pub(crate) struct EpollDriver {
     arms: Vec<Arms>,
     events: Vec<Event>,
     transfers: Slab<Transfer>,
-    disk: Disk,
+    /// None where somebody else does the disk's part.
+    disk: Option<Disk>,
     stale: u64,
 }
 
@@ -42,22 +43,35 @@ struct Arms {
 
 impl EpollDriver {
     pub(crate) fn new(slots: usize) -> Result<Self, SetupError> {
+        let mut driver = Self::without_disk()?;
+        let disk = Disk::start()?;
+        epoll::add(&driver.epoll, disk.bell.as_fd(), EventData::new_u64(BELL), EventFlags::IN)
+            .map_err(|source| SetupError::Kernel { what: "a watch of the disk thread", source: source.into() })?;
+        driver.transfers = Slab::with_capacity(slots);
+        driver.disk = Some(disk);
+        Ok(driver)
+    }
+
+    /// Readiness only: [`EpollDriver::start`] refuses.
+    pub(crate) fn without_disk() -> Result<Self, SetupError> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)
             .map_err(|source| SetupError::Kernel { what: "an epoll set", source: source.into() })?;
-        let disk = Disk::start()?;
-        epoll::add(&epoll, disk.bell.as_fd(), EventData::new_u64(BELL), EventFlags::IN)
-            .map_err(|source| SetupError::Kernel { what: "a watch of the disk thread", source: source.into() })?;
         Ok(Self {
             epoll,
             arms: Vec::new(),
             events: Vec::with_capacity(EVENTS),
-            transfers: Slab::with_capacity(slots),
-            disk,
+            transfers: Slab::with_capacity(0),
+            disk: None,
             stale: 0,
         })
     }
 
-    pub(crate) fn arm(&mut self, fd: BorrowedFd<'_>, direction: Direction, token: Token) -> io::Result<()> {
+    /// Readable when something that is armed is ready.
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+
+    fn arm(&mut self, fd: BorrowedFd<'_>, direction: Direction, token: Token) -> io::Result<()> {
         let index = fd.as_raw_fd() as usize;
         if self.arms.len() <= index {
             self.arms.resize(index + 1, Arms::default());
@@ -66,6 +80,20 @@ impl EpollDriver {
             self.watch(fd)?;
         }
         Ok(())
+    }
+
+    /// Arms; when the kernel will not watch `fd`, tells it ready, and the caller's next call on it meets the reason.
+    pub(crate) fn arm_or_ready(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        direction: Direction,
+        token: Token,
+    ) -> impl Iterator<Item = Completion> + use<> {
+        let refused = match self.arm(fd, direction, token) {
+            Ok(()) => [None; 2],
+            Err(_) => self.disarm(fd),
+        };
+        refused.into_iter().flatten().map(|token| Completion::Ready { token })
     }
 
     /// Tells the kernel what is armed on `fd`.
@@ -108,7 +136,7 @@ impl EpollDriver {
         let memory = Memory::of(&mut transfer);
         let offset = transfer.offset;
         let key = self.transfers.insert(transfer);
-        if self.disk.queue(Job { key, file, memory, offset }) {
+        if self.disk.as_ref().is_some_and(|disk| disk.queue(Job { key, file, memory, offset })) {
             return Ok(());
         }
         let error = io::Error::other("the disk thread has ended");
@@ -133,8 +161,9 @@ impl EpollDriver {
     }
 
     fn collect(&mut self, out: &mut Vec<Completion>) {
-        self.disk.bell.drain();
-        while let Ok((key, result)) = self.disk.results.try_recv() {
+        let Some(disk) = &self.disk else { return };
+        disk.bell.drain();
+        while let Ok((key, result)) = disk.results.try_recv() {
             match self.transfers.remove(key) {
                 Some(transfer) => out.push(transfer.complete(result)),
                 None => self.stale += 1,
@@ -175,7 +204,9 @@ impl EpollDriver {
 impl Drop for EpollDriver {
     fn drop(&mut self) {
         // Before `transfers`, whose memory the thread uses.
-        self.disk.stop();
+        if let Some(disk) = &mut self.disk {
+            disk.stop();
+        }
     }
 }
 

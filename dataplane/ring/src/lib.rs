@@ -10,14 +10,17 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod arena;
+pub mod cores;
 mod driver;
 mod epoll;
 mod error;
 pub mod file;
 mod pipe;
 mod probe;
+mod setup;
 mod slab;
 pub mod socket;
+mod tokio_driver;
 mod uring;
 mod waker;
 

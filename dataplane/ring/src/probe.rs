@@ -26,7 +26,7 @@ pub struct Probe {
 pub fn probe() -> Probe {
     let pipe_bytes = Pipe::new(WANTED_PIPE_BYTES).map_or(0, |pipe| pipe.slots() * 4096);
     Probe {
-        uring: crate::uring::setup(&DriverOptions::default(), &mut Vec::new()).map(drop),
+        uring: crate::setup::setup(&DriverOptions::default(), &mut Vec::new()).map(drop),
         splice: splice_works(),
         pipe_bytes,
         memlock_bytes: getrlimit(Resource::Memlock).current,

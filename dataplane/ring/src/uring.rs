@@ -1,4 +1,4 @@
-//! The driver on io_uring: one ring, one-shot polls for sockets, reads and writes for files.
+//! The driver on io_uring: one ring, one-shot polls, receives and sends for sockets, reads and writes for files.
 //!
 //! Owned by a [`crate::Driver`]. Everything that the kernel may touch (buffers, files, descriptors that are being closed) is held in
 //! `ops` until its completion has been seen. `user_data` is a slab key, so that a completion of something finished finds nothing.
@@ -10,37 +10,23 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::time::Duration;
 
-use io_uring::types::{Fd, Napi, SubmitArgs, Timespec};
+use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, opcode, squeue};
-use rustix::process::{Resource, getrlimit};
-use rustix::thread::{CapabilitySet, capabilities};
 
-use crate::driver::{Buffer, Direction, Transfer};
+use crate::driver::{Buffer, Direction, Exchange, Transfer};
+use crate::setup::{COMPLETIONS, keep_together, poll_cards, register, setup};
 use crate::slab::Slab;
 use crate::{Arena, Completion, DriverOptions, SetupError, Token};
 
-/// Entries of the submission queue: a tick rarely starts more; a full queue is submitted early.
-const SUBMISSIONS: u32 = 256;
-/// Entries of the completion queue: more in flight than this makes the kernel keep the rest for the next wait.
-const COMPLETIONS: u32 = 1024;
-/// What is tried where locked memory is scarce: two pages.
-const SMALL_SUBMISSIONS: u32 = 32;
-/// See [`SMALL_SUBMISSIONS`].
-const SMALL_COMPLETIONS: u32 = 128;
 /// `user_data` of cancellations, whose own results do not matter; no slab key has this index.
 const CANCELLATION: u64 = u64::MAX;
 /// The arena is registered as one buffer, at this index.
 const ARENA_BUFFER: u16 = 0;
-/// The kernel's limit for one registered buffer.
-const MAX_REGISTERED_BYTES: usize = 1 << 30;
-/// Buffers of one worker may take this part of the memory that a user may lock.
-const LOCKED_SHARE: u64 = 8;
-
 pub(crate) struct UringDriver {
     /// Dropped by hand: never while an operation may still be running.
     ops: ManuallyDrop<Slab<Op>>,
-    /// Keys of what is armed on each descriptor, by number and direction.
-    arms: Vec<[Option<u64>; 2]>,
+    /// Keys of what is in flight on each descriptor, by number.
+    lanes: Vec<Lanes>,
     /// Entries that found the submission queue full even after a submit.
     backlog: VecDeque<squeue::Entry>,
     /// Completions taken from the queue and not handled yet.
@@ -60,11 +46,21 @@ enum Op {
         direction: Direction,
         token: Token,
     },
-    /// An arm whose completion must be swallowed; the last one of a descriptor that is being closed closes it.
+    Exchange(RawFd, Exchange),
+    /// Something whose completion must be swallowed; the last one of a descriptor that is being closed closes it. The kernel uses the
+    /// buffer until then.
     Cancelled {
         _closing: Option<Rc<OwnedFd>>,
+        _buffer: Option<Buffer>,
     },
     Transfer(Transfer),
+}
+
+/// What is in flight on one descriptor: one thing of each kind and direction.
+#[derive(Clone, Default)]
+struct Lanes {
+    arms: [Option<u64>; 2],
+    exchanges: [Option<u64>; 2],
 }
 
 impl UringDriver {
@@ -76,7 +72,7 @@ impl UringDriver {
         keep_together(&ring);
         Ok(Self {
             ops: ManuallyDrop::new(Slab::with_capacity(COMPLETIONS as usize)),
-            arms: Vec::new(),
+            lanes: Vec::new(),
             backlog: VecDeque::new(),
             reaped: VecDeque::with_capacity(COMPLETIONS as usize),
             ring,
@@ -98,11 +94,7 @@ impl UringDriver {
 
     pub(crate) fn arm(&mut self, fd: BorrowedFd<'_>, direction: Direction, token: Token) {
         let fd = fd.as_raw_fd();
-        let index = fd as usize;
-        if self.arms.len() <= index {
-            self.arms.resize(index + 1, [None; 2]);
-        }
-        if let Some(key) = self.arms[index][direction as usize] {
+        if let Some(key) = self.lanes(fd).arms[direction as usize] {
             if let Some(Op::Armed { token: armed, .. }) = self.ops.get_mut(key) {
                 *armed = token;
                 return;
@@ -110,7 +102,7 @@ impl UringDriver {
             debug_assert!(false, "an arm is listed that is not in flight");
         }
         let key = self.ops.insert(Op::Armed { fd, direction, token });
-        self.arms[index][direction as usize] = Some(key);
+        self.lanes(fd).arms[direction as usize] = Some(key);
         let events = match direction {
             Direction::Read => libc::POLLIN | libc::POLLRDHUP,
             Direction::Write => libc::POLLOUT,
@@ -118,20 +110,44 @@ impl UringDriver {
         self.push(opcode::PollAdd::new(Fd(fd), events as u32).build().user_data(key));
     }
 
+    pub(crate) fn exchange(&mut self, fd: BorrowedFd<'_>, exchange: Exchange) {
+        let (fd, direction) = (fd.as_raw_fd(), exchange.direction());
+        debug_assert!(self.lanes(fd).exchanges[direction as usize].is_none(), "two exchanges in one direction");
+        let key = self.ops.insert(Op::Exchange(fd, exchange));
+        self.lanes(fd).exchanges[direction as usize] = Some(key);
+        let Some(Op::Exchange(_, exchange)) = self.ops.get_mut(key) else { return };
+        let entry = exchange_entry(fd, exchange).user_data(key);
+        self.push(entry);
+    }
+
+    fn lanes(&mut self, fd: RawFd) -> &mut Lanes {
+        let index = fd as usize;
+        if self.lanes.len() <= index {
+            self.lanes.resize(index + 1, Lanes::default());
+        }
+        &mut self.lanes[index]
+    }
+
     pub(crate) fn disarm(&mut self, fd: BorrowedFd<'_>) {
-        self.cancel(fd.as_raw_fd(), None);
+        let arms = std::mem::take(&mut self.lanes(fd.as_raw_fd()).arms);
+        self.cancel(arms, None);
     }
 
     pub(crate) fn close(&mut self, fd: OwnedFd) {
-        // Closed here if nothing is armed on it, else by the last completion.
-        self.cancel(fd.as_raw_fd(), Some(Rc::new(fd)));
+        let Lanes { arms, exchanges } = std::mem::take(self.lanes(fd.as_raw_fd()));
+        // Closed here if nothing is in flight on it, else by the last completion.
+        let closing = Some(Rc::new(fd));
+        self.cancel(arms, closing.clone());
+        self.cancel(exchanges, closing);
     }
 
-    fn cancel(&mut self, fd: RawFd, closing: Option<Rc<OwnedFd>>) {
-        let Some(arms) = self.arms.get_mut(fd as usize) else { return };
-        for key in std::mem::take(arms).into_iter().flatten() {
+    fn cancel(&mut self, keys: [Option<u64>; 2], closing: Option<Rc<OwnedFd>>) {
+        for key in keys.into_iter().flatten() {
             if let Some(op) = self.ops.get_mut(key) {
-                *op = Op::Cancelled { _closing: closing.clone() };
+                let cancelled = Op::Cancelled { _closing: closing.clone(), _buffer: None };
+                if let Op::Exchange(_, exchange) = std::mem::replace(op, cancelled) {
+                    *op = Op::Cancelled { _closing: closing.clone(), _buffer: Some(exchange.buffer) };
+                }
                 self.push(opcode::AsyncCancel::new(key).build().user_data(CANCELLATION));
             }
         }
@@ -224,8 +240,15 @@ impl UringDriver {
             Some(Op::Armed { fd, direction, token }) => {
                 // An error counts as ready: the caller's next call on the descriptor meets it.
                 out.push(Completion::Ready { token: *token });
-                self.arms[*fd as usize][*direction as usize] = None;
+                self.lanes[*fd as usize].arms[*direction as usize] = None;
                 self.ops.remove(key);
+            }
+            Some(Op::Exchange(fd, exchange)) => {
+                self.lanes[*fd as usize].exchanges[exchange.direction() as usize] = None;
+                if let Some(Op::Exchange(_, exchange)) = self.ops.remove(key) {
+                    let moved = usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result));
+                    out.push(exchange.complete(moved));
+                }
             }
             Some(Op::Transfer(transfer)) => match transferred(transfer, result) {
                 Some(result) => self.finish(key, result, out),
@@ -279,6 +302,20 @@ fn transferred(transfer: &mut Transfer, result: i32) -> Option<io::Result<()>> {
     }
 }
 
+/// Plain addresses: the kernel copies to or from them while it runs the operation, so a registered buffer would save nothing.
+fn exchange_entry(fd: RawFd, exchange: &mut Exchange) -> squeue::Entry {
+    let range = exchange.range.clone();
+    let len = range.len().min(1 << 30) as u32;
+    match &mut exchange.buffer {
+        Buffer::Read(buffer) => opcode::Recv::new(Fd(fd), buffer[range].as_mut_ptr(), len).build(),
+        // MSG_WAITALL: the kernel goes on when the socket has room again, so a slow child costs one completion per buffer.
+        Buffer::Write(data) => {
+            let flags = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
+            opcode::Send::new(Fd(fd), data[range].as_ptr(), len).flags(flags).build()
+        }
+    }
+}
+
 fn entry(transfer: &mut Transfer, arena: &Arena, registered: bool) -> squeue::Entry {
     let fd = Fd(transfer.file.as_raw_fd());
     let (range, offset) = (transfer.range.clone(), transfer.offset);
@@ -301,157 +338,6 @@ fn entry(transfer: &mut Transfer, arena: &Arena, registered: bool) -> squeue::En
             }
         }
     }
-}
-
-/// Lets the kernel's own threads of this ring run only where this thread may run. They ignore its affinity otherwise, so a worker that is
-/// pinned to a core would write files on somebody else's (IORING_REGISTER_IOWQ_AFF, Linux 5.14).
-fn keep_together(ring: &IoUring) {
-    // SAFETY: an all-zero `cpu_set_t` is an empty set.
-    let mut cores: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    // SAFETY: asks about the calling thread; the kernel writes at most the given size into the live local `cores`.
-    let known = unsafe { libc::sched_getaffinity(0, size_of_val(&cores), &raw mut cores) };
-    if known == 0 {
-        // Ignored: an older kernel has its threads run anywhere, which is a matter of speed only.
-        let _ = ring.submitter().register_iowq_aff(&cores);
-    }
-}
-
-/// Makes the ring in the best way that this kernel and this user's limits allow; the error is a sentence.
-pub(crate) fn setup(options: &DriverOptions, notes: &mut Vec<String>) -> Result<IoUring, String> {
-    match build(options, SUBMISSIONS, COMPLETIONS, notes) {
-        // Rings count against RLIMIT_MEMLOCK, over all processes of an unprivileged user.
-        Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => {
-            let small = build(options, SMALL_SUBMISSIONS, SMALL_COMPLETIONS, notes);
-            notes.push(
-                "RLIMIT_MEMLOCK leaves room for a small io_uring only; raise ulimit -l to save system calls".into(),
-            );
-            small
-        }
-        other => other,
-    }
-    .map_err(|error| explain(&error))
-    .and_then(usable)
-}
-
-fn build(options: &DriverOptions, submissions: u32, completions: u32, notes: &mut Vec<String>) -> io::Result<IoUring> {
-    if let Some(idle_ms) = options.sqpoll_idle_ms {
-        let mut polled = IoUring::builder();
-        // Deferred task running needs the worker to submit by itself, so the two exclude each other.
-        polled.setup_single_issuer().setup_submit_all().setup_sqpoll(idle_ms);
-        match polled.setup_cqsize(completions).setup_clamp().dontfork().build(submissions) {
-            Ok(ring) => return Ok(ring),
-            Err(error) => notes.push(format!(
-                "no kernel thread for submissions (SQPOLL): {error}; the worker submits by itself (Linux 6.0 or later \
-                 is needed, and a user who may start threads)"
-            )),
-        }
-    }
-    let mut deferred = IoUring::builder();
-    // Completions are run by our own wait instead of interrupting us (Linux 6.1).
-    deferred.setup_single_issuer().setup_defer_taskrun().setup_submit_all();
-    let mut cooperative = IoUring::builder();
-    cooperative.setup_coop_taskrun();
-    let ways =
-        [(deferred, None), (cooperative, Some("deferred")), (IoUring::builder(), Some("deferred or cooperative"))];
-    for (mut builder, lacks) in ways {
-        match builder.setup_cqsize(completions).setup_clamp().dontfork().build(submissions) {
-            // A flag that this kernel does not know.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
-            result => {
-                if let Some(lacks) = lacks {
-                    let cost = "it interrupts the worker more often";
-                    notes.push(format!("this kernel's io_uring has no {lacks} task running (Linux 6.1 has); {cost}"));
-                }
-                return result;
-            }
-        }
-    }
-    Err(io::Error::from_raw_os_error(libc::EINVAL))
-}
-
-/// Has waits poll the network cards, where the kernel can.
-fn poll_cards(ring: &IoUring, options: &DriverOptions, notes: &mut Vec<String>) {
-    let Some(micros) = options.busy_poll_us else { return };
-    let mut napi = Napi::new().set_busy_poll_timeout(micros).set_prefer_busy_poll(true);
-    if let Err(error) = ring.submitter().register_napi(&mut napi) {
-        notes.push(format!(
-            "io_uring cannot poll network cards ({error}; Linux 6.9 or later can); SO_BUSY_POLL of the sockets is left"
-        ));
-    }
-}
-
-fn usable(ring: IoUring) -> Result<IoUring, String> {
-    let parameters = ring.params();
-    match parameters.is_feature_ext_arg() && parameters.is_feature_nodrop() {
-        true => Ok(ring),
-        false => {
-            Err("this kernel's io_uring lacks timed waits (Linux 5.11 or later has them); run with --engine copy"
-                .into())
-        }
-    }
-}
-
-fn explain(error: &io::Error) -> String {
-    match error.raw_os_error() {
-        Some(libc::ENOSYS) => {
-            "this kernel or container has no io_uring; allow the io_uring system calls or run with --engine copy".into()
-        }
-        Some(libc::EPERM) => {
-            let disabled = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
-            match disabled.trim() {
-                "" | "0" => {
-                    "io_uring is forbidden here (seccomp or a security module); allow it or run with --engine copy"
-                        .into()
-                }
-                level => format!(
-                    "io_uring is disabled on this host (kernel.io_uring_disabled={level}); set it to 0 or run with --engine copy"
-                ),
-            }
-        }
-        Some(libc::EINVAL) => {
-            "this kernel's io_uring is too old (Linux 5.11 or later is needed); run with --engine copy".into()
-        }
-        Some(libc::ENOMEM) => {
-            "no memory for an io_uring; raise RLIMIT_MEMLOCK (ulimit -l) or run with --engine copy".into()
-        }
-        _ => format!("io_uring cannot be set up: {error}; run with --engine copy"),
-    }
-}
-
-/// Registers the arena, so that the kernel need not look its pages up for every transfer.
-fn register(ring: &IoUring, arena: &Arena, notes: &mut Vec<String>) -> bool {
-    let (start, len) = arena.mapping();
-    if len > MAX_REGISTERED_BYTES {
-        notes.push(format!("{len} bytes of buffers are more than io_uring can register; they are used unregistered"));
-        return false;
-    }
-    let limit = lockable_bytes();
-    // Greed would leave no room for the rings of this user's other agents, which fail altogether without it.
-    if limit.is_some_and(|limit| len as u64 > limit / LOCKED_SHARE) {
-        notes.push(format!(
-            "RLIMIT_MEMLOCK ({} bytes for all processes of this user) is too low to register {len} bytes of buffers with io_uring; \
-             they are used unregistered (raise ulimit -l to {} to save some CPU)",
-            limit.unwrap_or(0),
-            (len as u64).div_ceil(1024) * LOCKED_SHARE
-        ));
-        return false;
-    }
-    let buffer = libc::iovec { iov_base: start.cast(), iov_len: len };
-    // SAFETY: the mapping is owned by the arena, of which the driver keeps a clone until after the ring is gone; the kernel pins its
-    // pages itself and copies the iovec.
-    match unsafe { ring.submitter().register_buffers(&[buffer]) } {
-        Ok(()) => true,
-        Err(error) => {
-            notes.push(format!("buffers cannot be registered with io_uring ({error}); they are used unregistered"));
-            false
-        }
-    }
-}
-
-/// How much memory this user's processes may lock; `None` = no limit, or a capability that lifts it.
-fn lockable_bytes() -> Option<u64> {
-    let lifted = capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::IPC_LOCK));
-    if lifted { None } else { getrlimit(Resource::Memlock).current }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Both drivers against real sockets and files. A host without io_uring runs the epoll half and says so.
+//! All drivers against real sockets and files. A host without io_uring runs the epoll part and says so.
 
 #![allow(clippy::unwrap_used)]
 
@@ -17,7 +17,7 @@ const PAYLOAD: usize = 256 << 10;
 
 /// Runs `check` with every driver that this host has.
 fn each_driver(check: impl Fn(DriverKind, &Arena, &mut Driver)) {
-    for kind in [DriverKind::Uring, DriverKind::Epoll] {
+    for kind in [DriverKind::Uring, DriverKind::Epoll, DriverKind::TokioUring] {
         let arena = Arena::new(8, PAYLOAD).unwrap();
         let Some(mut driver) = new_driver(kind, &arena) else { continue };
         assert_eq!(driver.kind(), kind);

@@ -218,6 +218,8 @@ impl Worker {
                     function.loaded(&op, result, &mut self.io);
                 }
             }
+            // No mover asks for these yet.
+            Completion::Received { .. } | Completion::Sent { .. } => {}
         }
     }
 

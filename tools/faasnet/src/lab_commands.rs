@@ -5,6 +5,9 @@
 pub mod audit;
 pub mod chaos;
 pub mod cluster;
+pub mod compare;
+mod comparison;
+mod contest;
 pub mod direct;
 pub mod environment;
 pub mod experiment;
@@ -41,6 +44,8 @@ pub enum LabCommand {
     Shell(ShellArgs),
     /// Bring an image to all hosts and measure it, in a lab of its own
     Provision(ProvisionArgs),
+    /// Measure our trees beside other systems on the same hosts, in labs of its own
+    Compare(compare::CompareArgs),
     /// Disturb a host of a lab that is up
     Fault(FaultArgs),
     /// Run an experiment that a file describes
@@ -236,6 +241,7 @@ pub async fn run(global: &Global, command: LabCommand) -> Result<ExitCode> {
         LabCommand::Shell(args) => return keeper::shell(args),
         LabCommand::Fault(args) => trouble::run(args)?,
         LabCommand::Provision(args) => return experiment::run(global, Plan::from(&args), args.svg).await,
+        LabCommand::Compare(args) => return compare::run(global, args).await,
         LabCommand::Run(args) => return experiment::run(global, Plan::read(&args.scenario)?, args.svg).await,
         LabCommand::Read(args) => direct::read(&args)?,
     }

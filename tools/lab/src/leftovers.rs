@@ -86,7 +86,8 @@ fn identity(namespace: &Path) -> Option<(u64, u64)> {
     fs::metadata(namespace).ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
-fn end_processes(namespaces: &[String]) -> Result<()> {
+/// Ends every process in the namespaces and waits until they are gone.
+pub(crate) fn end_processes(namespaces: &[String]) -> Result<()> {
     let deadline = Instant::now() + DEADLINE;
     loop {
         let left = processes(namespaces);

@@ -19,6 +19,7 @@ pub mod process;
 pub mod proxy;
 pub mod rate;
 pub mod recording;
+pub mod rivals;
 pub mod sampler;
 pub mod scheduling;
 pub mod state;

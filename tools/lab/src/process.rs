@@ -29,6 +29,13 @@ pub fn usage(pid: u32) -> Option<Usage> {
     })
 }
 
+/// CPU time of `pid` and of its children that have ended; `None` when it is gone.
+pub fn cpu_seconds_with_children(pid: u32) -> Option<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let ticks = (14..=17).map(|number| field(&stat, number)).sum::<Option<u64>>()?;
+    Some(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
+}
+
 /// When `pid` started, in clock ticks since boot; `None` when there is no such process, or only what is left of it (a zombie).
 pub fn started(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

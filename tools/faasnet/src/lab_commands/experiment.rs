@@ -10,7 +10,7 @@ use faasnet_lab::plot::{self, Labels, Line};
 use faasnet_lab::recording::Recording;
 use faasnet_lab::sampler::Sampler;
 use faasnet_lab::scheduling::{Scheduling, SchedulingDelay};
-use faasnet_lab::{Network, flow, leftovers};
+use faasnet_lab::{LabId, Network, flow, leftovers};
 
 use super::audit::{self, Audit};
 use super::cluster::LabCluster;
@@ -38,7 +38,7 @@ pub const FIRST_AGENT: usize = 2;
 /// Points of a host's line in a plot.
 const POINTS: usize = 300;
 /// Exit code after an interruption, as shells expect it.
-const INTERRUPTED: u8 = 130;
+pub const INTERRUPTED: u8 = 130;
 
 /// Runs the plan and prints the report. A failure unless every audit is clean.
 pub async fn run(global: &Global, plan: Plan, svg: Option<PathBuf>) -> Result<ExitCode> {
@@ -57,14 +57,18 @@ pub async fn run(global: &Global, plan: Plan, svg: Option<PathBuf>) -> Result<Ex
         return Ok(ExitCode::from(INTERRUPTED));
     };
     let mut report = outcome?;
-    let left = leftovers::find(&id)?;
-    report.leftovers =
-        left.namespaces.into_iter().chain(left.processes.iter().map(|pid| format!("process {pid}"))).collect();
+    report.leftovers = left_behind(&id)?;
     match global.json {
         true => output::json(&report)?,
         false => output::line(report.text(kept.as_ref()))?,
     }
     Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What there still is of a lab that was taken down, in words.
+pub fn left_behind(id: &LabId) -> Result<Vec<String>> {
+    let left = leftovers::find(id)?;
+    Ok(left.namespaces.into_iter().chain(left.processes.iter().map(|pid| format!("process {pid}"))).collect())
 }
 
 async fn work(network: Network, plan: Plan, folder: PathBuf, svg: Option<PathBuf>, json: bool) -> Result<LabReport> {
@@ -91,11 +95,16 @@ async fn work(network: Network, plan: Plan, folder: PathBuf, svg: Option<PathBuf
     Ok(report)
 }
 
-async fn one_run(network: &Network, plan: &Plan, layout: &Path, dir: &Path) -> Result<(RunReport, Recording)> {
+/// Payload bytes per second of one raw TCP flow from the origin, for a transfer of `size` bytes.
+pub async fn payload_rate(network: &Network, size: u64) -> Result<f64> {
     let (from, to) = (network.origin().clone(), network.agents()[0].clone());
-    let bytes = plan.size.min(FLOW_BYTES);
-    let rate = tokio::task::spawn_blocking(move || flow::payload_rate(&from, &to, bytes)).await;
-    let rate = rate.context("the raw flow broke off")??;
+    let rate = tokio::task::spawn_blocking(move || flow::payload_rate(&from, &to, size.min(FLOW_BYTES))).await;
+    Ok(rate.context("the raw flow broke off")??)
+}
+
+/// One run of a plan on hosts that are up; everything of it goes to `dir`, which stays.
+pub async fn one_run(network: &Network, plan: &Plan, layout: &Path, dir: &Path) -> Result<(RunReport, Recording)> {
+    let rate = payload_rate(network, plan.size).await?;
     let mut cluster = LabCluster::start(network, plan, layout, dir).await?;
     let outcome = match plan.policy {
         LabPolicy::Direct => direct_run(&cluster, layout).await,

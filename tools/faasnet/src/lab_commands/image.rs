@@ -30,6 +30,14 @@ pub fn layout(plan: &Plan, dir: &Path) -> Result<PathBuf> {
     Ok(out)
 }
 
+/// A single file of the same kind of bytes, alone in a new folder.
+pub fn blob(size: u64, folder: &Path) -> Result<PathBuf> {
+    let path = folder.join("blob");
+    let write = || io::copy(&mut Noise::new(0).take(size), &mut std::fs::File::create(&path)?);
+    std::fs::create_dir(folder).and_then(|()| write()).with_context(|| format!("cannot make {}", path.display()))?;
+    Ok(path)
+}
+
 /// An endless stream from a seed (splitmix64).
 struct Noise {
     state: u64,

@@ -155,7 +155,7 @@ impl RunReport {
 }
 
 /// The place of the lower median.
-fn median_of(values: &[f64]) -> Option<usize> {
+pub fn median_of(values: &[f64]) -> Option<usize> {
     let mut places: Vec<usize> = (0..values.len()).collect();
     places.sort_by(|a, b| values[*a].total_cmp(&values[*b]));
     places.get(values.len().checked_sub(1)? / 2).copied()

@@ -1,0 +1,42 @@
+//! BitTorrent by libtorrent, by a script of ours: the origin seeds, every host is told of all others at the start, as our own nodes are.
+
+use std::ffi::OsString;
+
+use super::bittorrent::{self, PORT};
+use super::program::PYTHON;
+use super::stage::Stage;
+use super::{Delivery, Job, Settings};
+use crate::error::Result;
+
+pub(super) const SWEEP: &[Settings] = &[
+    Settings(&[("hashed KiB", "256"), ("unchoke_slots_limit", "8"), ("super_seeding", "0")]),
+    Settings(&[("hashed KiB", "256"), ("unchoke_slots_limit", "4"), ("super_seeding", "1")]),
+    Settings(&[("hashed KiB", "1024"), ("unchoke_slots_limit", "8"), ("super_seeding", "0")]),
+];
+const SCRIPT: &str = include_str!("libtorrent.py");
+
+/// One swarm.
+pub(super) fn swarm(settings: &Settings, job: &Job<'_>) -> Result<Delivery> {
+    let mut stage = Stage::new(job);
+    let torrent = bittorrent::describe(job, settings, None)?;
+    let script = job.folder.join("libtorrent.py");
+    Stage::write(&script, SCRIPT)?;
+    let everybody: Vec<_> =
+        [job.network.origin()].into_iter().chain(job.network.agents()).map(|host| host.address.to_string()).collect();
+    let arguments = |role: &str, host: &crate::Host, folder: &std::path::Path| -> Vec<OsString> {
+        let own = [script.as_os_str(), role.as_ref(), torrent.as_ref(), folder.as_ref()].map(OsString::from);
+        let address = [host.address.to_string(), PORT.to_string(), everybody.join(",")].map(OsString::from);
+        let swept = ["unchoke_slots_limit", "super_seeding"].map(|name| settings.get(name).into());
+        own.into_iter().chain(address).chain(swept).collect()
+    };
+    let origin = job.network.origin();
+    stage.daemon(origin, PYTHON, arguments("seed", origin, bittorrent::source(job)))?;
+    stage.wait_listening(origin, PORT)?;
+    for host in job.network.agents() {
+        let folder = bittorrent::target(&stage, host)?;
+        let command = [PYTHON.into()].into_iter().chain(arguments("fetch", host, &folder));
+        stage.client(host, r#"exec "$@""#, command)?;
+    }
+    job.network.agents().iter().try_for_each(|host| stage.wait_listening(host, PORT))?;
+    stage.race()
+}

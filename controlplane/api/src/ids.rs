@@ -99,11 +99,11 @@ impl FunctionId {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn unhex(text: &str, out: &mut [u8]) -> bool {
+pub(crate) fn unhex(text: &str, out: &mut [u8]) -> bool {
     text.len() == out.len() * 2
         && text.is_ascii()
         && out.iter_mut().zip(text.as_bytes().chunks_exact(2)).all(|(byte, digits)| {

@@ -8,6 +8,8 @@
 pub mod descriptor;
 pub mod geometry;
 pub mod ids;
+#[cfg(feature = "rpc")]
+mod json;
 pub mod ticket;
 pub mod verify;
 
@@ -23,3 +25,6 @@ pub use verify::{BlockDigest, Verify};
 pub mod v1 {
     tonic::include_proto!("faasnet.v1");
 }
+
+/// The encoded contract, for the reflection service.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/faasnet.bin"));

@@ -1,27 +1,25 @@
 //! The service that clients call: translates calls into asks and answers into replies.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 
 use faasnet_api::v1;
 use faasnet_api::v1::control_server::Control;
-use faasnet_tree::Policy;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use super::owner::{Handle, Message, Reply, status, stopping};
-use crate::registrar::{Registrar, Registration};
-use crate::state::{Answer, Ask, Input, NewFunction, RequestId, function_name};
+use super::registration::Registering;
+use super::watching;
+use crate::registrar::Registrar;
+use crate::state::{Answer, Ask, Input, RequestId, SCHEMA};
 
-/// A client sees registration move this often.
-const REGISTRATION_PROGRESS_MS: u64 = 200;
-
-type Replies<T> = ReceiverStream<Result<T, Status>>;
+/// An answer in several messages.
+pub(super) type Replies<T> = ReceiverStream<Result<T, Status>>;
 
 /// See the module's documentation.
+#[derive(Clone)]
 pub(crate) struct Clients {
     pub(crate) owner: Handle,
     pub(crate) registrar: Arc<dyn Registrar>,
@@ -31,26 +29,32 @@ pub(crate) struct Clients {
 #[tonic::async_trait]
 impl Control for Clients {
     type CreateFunctionStream = Replies<v1::CreateFunctionProgress>;
+    type UpdateFunctionStream = Replies<v1::CreateFunctionProgress>;
+    type WatchStream = Replies<v1::WatchReply>;
     type ProvisionStream = Replies<v1::ProvisionProgress>;
 
     async fn create_function(
         &self,
         request: Request<v1::CreateFunctionRequest>,
     ) -> Result<Response<Self::CreateFunctionStream>, Status> {
-        let creation = Creation::new(request.into_inner())?;
-        let (replies, stream) = mpsc::channel(16);
-        let (owner, registrar, stop) = (self.owner.clone(), self.registrar.clone(), self.stop.clone());
-        tokio::spawn(async move {
-            let created = tokio::select! {
-                () = stop.cancelled() => Err(stopping()),
-                // Nobody waits for it any more: reading the rest of the image would be for nothing.
-                () = replies.closed() => return,
-                created = creation.run(&owner, registrar.as_ref(), &replies) => created,
-            };
-            // Ignored: the client may be gone.
-            let _ = replies.send(created).await;
-        });
-        Ok(Response::new(ReceiverStream::new(stream)))
+        Ok(Response::new(self.register(Registering::create(request.into_inner())?)))
+    }
+
+    async fn update_function(
+        &self,
+        request: Request<v1::UpdateFunctionRequest>,
+    ) -> Result<Response<Self::UpdateFunctionStream>, Status> {
+        Ok(Response::new(self.register(Registering::update(request.into_inner())?)))
+    }
+
+    async fn get_function(
+        &self,
+        request: Request<v1::GetFunctionRequest>,
+    ) -> Result<Response<v1::FunctionInfo>, Status> {
+        match self.owner.ask(Ask::GetFunction(request.into_inner())).await? {
+            Answer::Function(function) => Ok(Response::new(function)),
+            other => Err(unexpected(&other)),
+        }
     }
 
     async fn remove_function(
@@ -111,62 +115,25 @@ impl Control for Clients {
             other => Err(unexpected(&other)),
         }
     }
-}
 
-/// A function on its way: its names are valid, its image is not read yet.
-struct Creation {
-    tenant: String,
-    name: String,
-    policy: Policy,
-    memory_mib: u32,
-    registration: Registration,
-}
-
-impl Creation {
-    fn new(request: v1::CreateFunctionRequest) -> Result<Self, Status> {
-        let (tenant, name) = function_name(&request.tenant, &request.function).map_err(|refusal| status(&refusal))?;
-        let policy = match request.policy.as_str() {
-            "" => Policy::Twin,
-            policy => policy.parse().map_err(|error| Status::invalid_argument(format!("{error}")))?,
-        };
-        if request.reference.is_empty() {
-            return Err(Status::invalid_argument("say which image the function has (--image)"));
-        }
-        let registration = Registration {
-            reference: request.reference,
-            platform: Some(request.platform).filter(|platform| !platform.is_empty()),
-            plain_http: request.plain_http,
-        };
-        Ok(Self { tenant, name, policy, memory_mib: request.memory_mib, registration })
+    async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        Ok(Response::new(watching::start(self.owner.clone(), request.into_inner(), self.stop.clone())))
     }
 
-    async fn run(
-        self,
-        owner: &Handle,
-        registrar: &dyn Registrar,
-        replies: &mpsc::Sender<Result<v1::CreateFunctionProgress, Status>>,
-    ) -> Result<v1::CreateFunctionProgress, Status> {
-        let (start, told_ms) = (Instant::now(), AtomicU64::new(0));
-        let progress = |bytes_read, bytes_total| {
-            let now_ms = start.elapsed().as_millis() as u64;
-            if now_ms >= told_ms.load(Ordering::Relaxed) + REGISTRATION_PROGRESS_MS {
-                told_ms.store(now_ms, Ordering::Relaxed);
-                // Ignored: a client that is slow misses a number, not the result.
-                let _ = replies.try_send(Ok(v1::CreateFunctionProgress { bytes_read, bytes_total, created: None }));
+    async fn get_version(&self, _: Request<v1::GetVersionRequest>) -> Result<Response<v1::GetVersionReply>, Status> {
+        match self.owner.ask(Ask::GetTerm).await? {
+            Answer::Term(term) => {
+                let version = env!("CARGO_PKG_VERSION").into();
+                Ok(Response::new(v1::GetVersionReply { version, term, schema: SCHEMA }))
             }
-        };
-        let descriptor = registrar.register(self.registration, &progress).await.map_err(Status::failed_precondition)?;
-        let image_bytes = descriptor.geometry().image_bytes();
-        let (tenant, name, policy, memory_mib) = (self.tenant, self.name, self.policy, self.memory_mib);
-        let new = NewFunction { tenant, name, policy, memory_mib, descriptor };
-        match owner.ask(Ask::Create(Box::new(new))).await? {
-            Answer::Created(created) => Ok(v1::CreateFunctionProgress {
-                bytes_read: image_bytes,
-                bytes_total: image_bytes,
-                created: Some(created),
-            }),
             other => Err(unexpected(&other)),
         }
+    }
+}
+
+impl Clients {
+    fn register(&self, registering: Registering) -> Replies<v1::CreateFunctionProgress> {
+        registering.start(self.owner.clone(), self.registrar.clone(), self.stop.clone())
     }
 }
 
@@ -206,6 +173,6 @@ async fn forward(
     let _ = owner.send(Message::Input(Input::Abandoned { request })).await;
 }
 
-fn unexpected(answer: &Answer) -> Status {
+pub(super) fn unexpected(answer: &Answer) -> Status {
     Status::internal(format!("the controller answered something else than it was asked for: {answer:?}"))
 }

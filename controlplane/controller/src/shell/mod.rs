@@ -5,3 +5,5 @@ pub(crate) mod clients;
 pub(crate) mod gate;
 pub(crate) mod owner;
 mod probe;
+mod registration;
+mod watching;

@@ -5,10 +5,14 @@ use std::collections::BTreeMap;
 use faasnet_api::{FunctionId, ImageId, NodeId, v1};
 use faasnet_tree::FunctionTrees;
 
+use super::update::NextImage;
+
 /// Why a node shall hold a function, and how far it is.
 #[derive(Debug, Default)]
 pub(crate) struct Member {
     pub(crate) progress: Option<v1::FunctionProgress>,
+    /// When it was reported.
+    pub(crate) reported_ms: u64,
     /// The image cannot be received there; it is in no tree until somebody provisions it again or its agent restarts.
     pub(crate) failed: bool,
     /// (term, epoch) of its entry into the trees: reports about older plans say nothing about this membership.
@@ -49,6 +53,8 @@ pub(crate) struct Function {
     pub(crate) epoch: u64,
     /// Per stripe: who feeds a root that came to its place without the image while others have all of it.
     pub(crate) donors: Vec<Option<NodeId>>,
+    /// The image of an update that no provision has taken up yet.
+    pub(crate) next: Option<NextImage>,
 }
 
 impl Function {
@@ -65,6 +71,8 @@ impl Function {
             blobs: self.blobs,
             nodes: self.wanted.len() as u32,
             note: self.note.clone(),
+            next_image_id: self.next.as_ref().map(|next| next.image.to_vec()).unwrap_or_default(),
+            next_reference: self.next.as_ref().map(|next| next.reference.clone()).unwrap_or_default(),
         }
     }
 

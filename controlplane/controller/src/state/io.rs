@@ -99,6 +99,17 @@ pub struct NewFunction {
     pub descriptor: Descriptor,
 }
 
+/// A registered image on its way to becoming a function's next one.
+#[derive(Debug, Clone)]
+pub struct NewImage {
+    /// Whose function; a valid name.
+    pub tenant: String,
+    /// The function; a valid name.
+    pub name: String,
+    /// The image.
+    pub descriptor: Descriptor,
+}
+
 /// A client's call.
 #[derive(Debug)]
 pub enum Ask {
@@ -106,6 +117,10 @@ pub enum Ask {
     Create(Box<NewFunction>),
     /// Forgets a function.
     Remove(v1::RemoveFunctionRequest),
+    /// Gives a function another image, to be taken up by the next provision.
+    Update(Box<NewImage>),
+    /// Shows one function.
+    GetFunction(v1::GetFunctionRequest),
     /// Lists functions.
     ListFunctions,
     /// Puts nodes into a function's trees; answered by [`Output::Progress`] until done.
@@ -114,6 +129,8 @@ pub enum Ask {
     Release(v1::ReleaseRequest),
     /// Shows a function's trees.
     GetTree(v1::GetTreeRequest),
+    /// Says the term.
+    GetTerm,
     /// Lists nodes.
     ListNodes,
 }
@@ -123,10 +140,12 @@ pub enum Ask {
 #[allow(missing_docs)]
 pub enum Answer {
     Created(v1::FunctionInfo),
+    Function(v1::FunctionInfo),
     Removed,
     Functions(Vec<v1::FunctionInfo>),
     Released(u32),
     Tree(v1::GetTreeReply),
+    Term(u64),
     Nodes(v1::ListNodesReply),
 }
 

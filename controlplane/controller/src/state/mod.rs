@@ -10,15 +10,18 @@ mod function;
 mod io;
 mod liveness;
 mod membership;
+mod migrate;
 mod names;
 mod node;
 mod plan;
+mod rates;
 mod records;
 mod reports;
 mod requests;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod update;
 mod watch;
 
 use std::collections::{BTreeMap, HashMap};
@@ -27,8 +30,10 @@ use std::net::SocketAddr;
 use faasnet_api::{FunctionId, NodeId};
 
 pub use io::{
-    Answer, Ask, Input, NewFunction, Now, Output, ProbeAnswer, ProbeId, Refusal, RefusalKind, RequestId, SessionId,
+    Answer, Ask, Input, NewFunction, NewImage, Now, Output, ProbeAnswer, ProbeId, Refusal, RefusalKind, RequestId,
+    SessionId,
 };
+pub use migrate::{Records, SCHEMA, migrate};
 pub use names::function_name;
 pub use records::{Key, RestoreError};
 pub use settings::Settings;

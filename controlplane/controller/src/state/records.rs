@@ -14,6 +14,7 @@ use super::function::{Function, Member};
 use super::io::Now;
 use super::node::{Liveness, Node};
 use super::settings::Settings;
+use super::update::NextImage;
 
 /// What a record is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -28,6 +29,8 @@ pub enum Key {
     Order(FunctionId),
     /// A function's image descriptor, in its own encoding.
     Descriptor(FunctionId),
+    /// The descriptor of an update that no provision has taken up yet.
+    NextDescriptor(FunctionId),
 }
 
 /// Why records are not a state.
@@ -47,26 +50,28 @@ pub enum RestoreError {
 }
 
 #[derive(Serialize, Deserialize)]
-struct NodeRecord {
-    name: String,
-    address: SocketAddr,
-    incarnation: u64,
-    memory_mib: u64,
-    version: String,
-    dead: bool,
+pub(super) struct NodeRecord {
+    pub(super) name: String,
+    pub(super) address: SocketAddr,
+    pub(super) incarnation: u64,
+    pub(super) memory_mib: u64,
+    pub(super) version: String,
+    pub(super) dead: bool,
 }
 
 #[derive(Serialize, Deserialize)]
-struct FunctionRecord {
-    tenant: String,
-    name: String,
-    image: ImageId,
-    memory_mib: u32,
-    policy: String,
-    note: String,
-    count: Option<u32>,
+pub(super) struct FunctionRecord {
+    pub(super) tenant: String,
+    pub(super) name: String,
+    pub(super) image: ImageId,
+    pub(super) memory_mib: u32,
+    pub(super) policy: String,
+    pub(super) note: String,
+    pub(super) count: Option<u32>,
     /// With the nodes where the image failed marked.
-    wanted: Vec<(NodeId, bool)>,
+    pub(super) wanted: Vec<(NodeId, bool)>,
+    /// Its descriptor is a record of its own.
+    pub(super) next: Option<ImageId>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -136,6 +141,7 @@ impl State {
                     note: function.note.clone(),
                     count: function.count,
                     wanted: function.wanted.iter().map(|(node, member)| (*node, member.failed)).collect(),
+                    next: function.next.as_ref().map(|next| next.image),
                 })
             }),
             Key::Order(id) => self.functions.get(&id).map(|function| {
@@ -143,6 +149,9 @@ impl State {
                 encode(&OrderRecord { stripes, reds })
             }),
             Key::Descriptor(id) => self.functions.get(&id).map(|function| function.descriptor.clone()),
+            Key::NextDescriptor(id) => {
+                self.functions.get(&id).and_then(|function| Some(function.next.as_ref()?.descriptor.clone()))
+            }
         }
     }
 
@@ -184,9 +193,14 @@ fn restore_function(
     if let Some(stranger) = trees.members().iter().find(|node| !wanted.contains_key(node)) {
         return Err(damaged(Key::Order(id), format!("node {stranger} is in the trees but not wanted")));
     }
-    let encoded = part(Key::Descriptor(id))?.clone();
-    let descriptor = Descriptor::decode(&encoded, record.image)
-        .map_err(|error: DescriptorError| damaged(Key::Descriptor(id), error.to_string()))?;
+    let read = |key: Key, image: ImageId| {
+        let encoded = part(key)?;
+        let descriptor = Descriptor::decode(encoded, image);
+        let descriptor = descriptor.map_err(|error: DescriptorError| damaged(key, error.to_string()))?;
+        Ok((descriptor, encoded.clone()))
+    };
+    let (descriptor, encoded) = read(Key::Descriptor(id), record.image)?;
+    let next = record.next.map(|image| read(Key::NextDescriptor(id), image)).transpose()?;
     Ok(Function {
         id,
         tenant: record.tenant,
@@ -203,15 +217,16 @@ fn restore_function(
         donors: vec![None; policy.stripes().into()],
         trees,
         epoch: 0,
+        next: next.map(|(descriptor, _)| NextImage::new(&descriptor)),
     })
 }
 
-fn encode(value: &impl Serialize) -> Vec<u8> {
+pub(super) fn encode(value: &impl Serialize) -> Vec<u8> {
     // These values have no maps, floats or skipped fields, and a Vec grows: postcard has no way to fail here.
     postcard::to_stdvec(value).unwrap_or_else(|error| unreachable!("encoding a record cannot fail: {error}"))
 }
 
-fn decode<'a, T: Deserialize<'a>>(key: Key, bytes: &'a [u8]) -> Result<T, RestoreError> {
+pub(super) fn decode<'a, T: Deserialize<'a>>(key: Key, bytes: &'a [u8]) -> Result<T, RestoreError> {
     match postcard::take_from_bytes(bytes) {
         Ok((value, [])) => Ok(value),
         Ok((_, rest)) => Err(RestoreError::Damaged { key, reason: format!("{} bytes follow its end", rest.len()) }),

@@ -2,10 +2,10 @@
 
 use faasnet_api::{FunctionId, ImageId, NodeId, v1};
 
-use super::State;
 use super::io::{Now, Output, Refusal, SessionId};
 use super::names::function_name;
 use super::records::Key;
+use super::{State, rates};
 
 /// Terms and epochs above this are not taken from an agent. Far above what counting from one can reach, far below the end of the range.
 const LATEST: u64 = 1 << 60;
@@ -83,7 +83,7 @@ impl State {
         }
     }
 
-    fn progressed(&mut self, now: Now, node: NodeId, progress: v1::FunctionProgress) {
+    fn progressed(&mut self, now: Now, node: NodeId, mut progress: v1::FunctionProgress) {
         let Ok(id) = FunctionId::try_from(&progress.function_id[..]) else { return };
         let function = self.functions.get_mut(&id);
         let Some(function) = function.filter(|function| function.wanted.contains_key(&node)) else {
@@ -96,7 +96,9 @@ impl State {
             return;
         }
         let (state, failed) = (progress.state(), member.failed);
+        rates::put(member.progress.as_ref(), now.ms.saturating_sub(member.reported_ms), &mut progress);
         member.progress = Some(progress);
+        member.reported_ms = now.ms;
         member.failed = match state {
             v1::FunctionState::Failed => true,
             v1::FunctionState::Complete => false,

@@ -19,6 +19,8 @@ impl State {
         let answer = match ask {
             Ask::Create(new) => self.create(*new).map(Answer::Created),
             Ask::Remove(remove) => self.remove(now, &remove).map(|()| Answer::Removed),
+            Ask::Update(new) => self.update(&new).map(Answer::Created),
+            Ask::GetFunction(get) => self.function(&get).map(Answer::Function),
             Ask::ListFunctions => Ok(Answer::Functions(self.functions.values().map(Function::info).collect())),
             Ask::Provision(provision) => match self.provision(now, request, &provision) {
                 // Answered by progress.
@@ -27,6 +29,7 @@ impl State {
             },
             Ask::Release(release) => self.release(now, &release).map(Answer::Released),
             Ask::GetTree(get) => self.tree(&get).map(Answer::Tree),
+            Ask::GetTerm => Ok(Answer::Term(self.term)),
             Ask::ListNodes => Ok(Answer::Nodes(v1::ListNodesReply {
                 nodes: self.nodes.values().map(|node| node.info(now.ms)).collect(),
                 term: self.term,
@@ -98,6 +101,7 @@ impl State {
             // Agents that missed the end of a function of the same name hold its epochs.
             epoch: self.retired.remove(&id).unwrap_or(0),
             donors: vec![None; policy.stripes().into()],
+            next: None,
         };
         let info = function.info();
         self.functions.insert(id, function);
@@ -120,7 +124,7 @@ impl State {
         if let Some(function) = self.functions.remove(&id) {
             self.retired.insert(id, function.epoch);
         }
-        for key in [Key::Descriptor(id), Key::Function(id), Key::Order(id)] {
+        for key in [Key::Descriptor(id), Key::NextDescriptor(id), Key::Function(id), Key::Order(id)] {
             self.emit(Output::Store(key));
         }
         Ok(())
@@ -132,6 +136,7 @@ impl State {
         if !by_count {
             let nodes = self.resolve(&provision.nodes)?;
             nodes.iter().try_for_each(|node| self.check_room(id, *node))?;
+            self.take_up_next(now, id);
             let list: Vec<NodeId> = nodes.iter().copied().collect();
             self.want(now, id, &list);
             self.watch(request, id, nodes, false);
@@ -143,6 +148,7 @@ impl State {
             ));
         }
         self.place(now, id, provision.count, true)?;
+        self.take_up_next(now, id);
         let failed = |function: &Function| {
             let failed = function.wanted.iter().filter(|(_, member)| member.failed);
             failed.map(|(node, _)| *node).collect::<Vec<_>>()
@@ -176,6 +182,11 @@ impl State {
                 function.count.map(|count| count.saturating_sub(released).min(left)).filter(|count| *count > 0);
         }
         Ok(self.unwant(now, id, &nodes))
+    }
+
+    fn function(&self, get: &v1::GetFunctionRequest) -> Result<v1::FunctionInfo, Refusal> {
+        let id = self.named(&get.tenant, &get.function)?;
+        self.functions.get(&id).map(Function::info).ok_or_else(|| Refusal::not_found("the function is gone"))
     }
 
     fn tree(&self, get: &v1::GetTreeRequest) -> Result<v1::GetTreeReply, Refusal> {

@@ -7,11 +7,9 @@ use faasnet_api::{FunctionId, NodeId};
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 
 use super::{StateStore, StoreError};
-use crate::state::Key;
+use crate::state::{Key, Records, SCHEMA, migrate};
 
 const FILE: &str = "controller.redb";
-/// Rises when the meaning of a record changes.
-const SCHEMA: u32 = 1;
 
 /// Keys and values as they lie in a table.
 type Rows = Vec<(Vec<u8>, Vec<u8>)>;
@@ -22,6 +20,8 @@ const NODES: Table = TableDefinition::new("nodes");
 const FUNCTIONS: Table = TableDefinition::new("functions");
 const ORDERS: Table = TableDefinition::new("orders");
 const DESCRIPTORS: Table = TableDefinition::new("descriptors");
+const NEXT_DESCRIPTORS: Table = TableDefinition::new("next_descriptors");
+const TABLES: [Table; 6] = [META, NODES, FUNCTIONS, ORDERS, DESCRIPTORS, NEXT_DESCRIPTORS];
 
 const SCHEMA_KEY: &[u8] = b"schema";
 const TERM_KEY: &[u8] = b"term";
@@ -48,11 +48,12 @@ impl RedbStore {
         Ok(store)
     }
 
-    /// Writes the schema number into a new file and compares it in an old one; makes every table, so that reading finds them.
+    /// Writes the schema number into a new file and compares it in an old one, whose records are brought to the present form; makes every
+    /// table, so that reading finds them.
     fn check_schema(&self) -> Result<(), StoreError> {
         let found = self
             .write("opened", |write| {
-                for table in [NODES, FUNCTIONS, ORDERS, DESCRIPTORS] {
+                for table in TABLES {
                     write.open_table(table)?;
                 }
                 let mut meta = write.open_table(META)?;
@@ -63,9 +64,26 @@ impl RedbStore {
                 Ok(found)
             })?
             .map_or(SCHEMA, |bytes| bytes.try_into().map_or(0, u32::from_le_bytes));
-        if found != SCHEMA {
-            return Err(StoreError::Schema { path: self.path.clone(), found, known: SCHEMA });
+        match found {
+            SCHEMA => Ok(()),
+            1..SCHEMA => self.migrate_from(found),
+            _ => Err(StoreError::Schema { path: self.path.clone(), found, known: SCHEMA }),
         }
+    }
+
+    /// All records and the schema number change in one commit, so that a crash leaves either the old state or the new one.
+    fn migrate_from(&self, found: u32) -> Result<(), StoreError> {
+        let records = migrate(found, self.load()?).map_err(|error| StoreError::Failed {
+            path: self.path.clone(),
+            verb: "brought to the present schema",
+            reason: error.to_string(),
+        })?;
+        self.write("written", |write| {
+            put(write, records.iter().map(|(key, value)| (key, Some(&value[..]))))?;
+            write.open_table(META)?.insert(SCHEMA_KEY, &SCHEMA.to_le_bytes()[..])?;
+            Ok(())
+        })?;
+        tracing::info!(from = found, to = SCHEMA, "the state was brought to the present schema");
         Ok(())
     }
 
@@ -101,7 +119,7 @@ impl RedbStore {
 }
 
 impl StateStore for RedbStore {
-    fn load(&self) -> Result<Vec<(Key, Vec<u8>)>, StoreError> {
+    fn load(&self) -> Result<Records, StoreError> {
         let function = |key: &[u8], name| FunctionId::try_from(key).map_err(|_| StoreError::DamagedKey(name));
         let mut records = Vec::new();
         for (key, value) in self.read_table(META)? {
@@ -122,22 +140,31 @@ impl StateStore for RedbStore {
         for (key, value) in self.read_table(DESCRIPTORS)? {
             records.push((Key::Descriptor(function(&key, "descriptors")?), value));
         }
+        for (key, value) in self.read_table(NEXT_DESCRIPTORS)? {
+            records.push((Key::NextDescriptor(function(&key, "next_descriptors")?), value));
+        }
         Ok(records)
     }
 
     fn commit(&self, changes: Vec<(Key, Option<Vec<u8>>)>) -> Result<(), StoreError> {
-        self.write("written", |write| {
-            for (key, value) in &changes {
-                let (table, key) = place(key);
-                let mut table = write.open_table(table)?;
-                match value {
-                    Some(value) => table.insert(key, &value[..])?,
-                    None => table.remove(key)?,
-                };
-            }
-            Ok(())
-        })
+        self.write("written", |write| put(write, changes.iter().map(|(key, value)| (key, value.as_deref()))))
     }
+}
+
+/// Writes (`Some`) and deletes (`None`) records.
+fn put<'a>(
+    write: &WriteTransaction,
+    changes: impl Iterator<Item = (&'a Key, Option<&'a [u8]>)>,
+) -> Result<(), redb::Error> {
+    for (key, value) in changes {
+        let (table, key) = place(key);
+        let mut table = write.open_table(table)?;
+        match value {
+            Some(value) => table.insert(key, value)?,
+            None => table.remove(key)?,
+        };
+    }
+    Ok(())
 }
 
 fn place(key: &Key) -> (Table, &[u8]) {
@@ -147,6 +174,7 @@ fn place(key: &Key) -> (Table, &[u8]) {
         Key::Function(function) => (FUNCTIONS, function.as_bytes()),
         Key::Order(function) => (ORDERS, function.as_bytes()),
         Key::Descriptor(function) => (DESCRIPTORS, function.as_bytes()),
+        Key::NextDescriptor(function) => (NEXT_DESCRIPTORS, function.as_bytes()),
     }
 }
 
@@ -157,7 +185,7 @@ mod tests {
     fn every_key() -> Vec<Key> {
         let function = FunctionId([2; 16]);
         let mut keys = vec![Key::Term, Key::Node(NodeId([1; 16])), Key::Function(function)];
-        keys.extend([Key::Order(function), Key::Descriptor(function)]);
+        keys.extend([Key::Order(function), Key::Descriptor(function), Key::NextDescriptor(function)]);
         keys
     }
 

@@ -93,6 +93,7 @@ fn counters(report: &FunctionReport) -> v1::FunctionProgress {
         stripe: stripe.0.into(),
         node_id: upstream_id(*upstream),
         bytes: *bytes,
+        ..v1::UpstreamUse::default()
     };
     v1::FunctionProgress {
         bytes_total: report.bytes_total,

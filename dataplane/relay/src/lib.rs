@@ -8,6 +8,7 @@
 
 pub mod blocks;
 pub mod downstream;
+pub mod pace;
 pub mod plan;
 pub mod stripe;
 pub mod upstream;

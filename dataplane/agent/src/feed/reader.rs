@@ -4,7 +4,7 @@
 //! waited out for as long as the edge lives; wrong bytes are read once more; anything else ends the edge with a reason.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use faasnet_api::{BlockIndex, Descriptor, FunctionId, Stripe, Verify};
 use faasnet_origin::{BlobStream, Error, Source};
@@ -17,8 +17,10 @@ use super::{Counters, Shared};
 use crate::backoff::Backoff;
 use crate::control::Input;
 
-/// The next request is made when the current one has so much left: a chunk hides a round trip at 1 Gbit/s thirty times over.
-const AHEAD_BYTES: u64 = faasnet_api::CHUNK_BYTES as u64;
+/// The next request is made when the current one has about so much left as arrives until the answer comes. Earlier, and two answers share
+/// the line: the second's bytes lie about while the children wait for the first's. Later, and the line is idle for a round trip.
+const MIN_AHEAD_BYTES: u64 = 64 << 10;
+const MAX_AHEAD_BYTES: u64 = faasnet_api::CHUNK_BYTES as u64;
 /// The longest wait that an origin may ask for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 
@@ -50,8 +52,11 @@ enum Stop {
 /// A span whose request is under way.
 struct Ahead {
     span: Span,
-    opening: AbortOnDropHandle<Result<BlobStream, Error>>,
+    opening: Opening,
 }
+
+/// A request under way: the answer, and how long it took to come.
+type Opening = AbortOnDropHandle<(Result<BlobStream, Error>, Duration)>;
 
 /// See the module's documentation.
 pub(super) struct Reader {
@@ -62,6 +67,8 @@ pub(super) struct Reader {
     shared: Arc<Shared>,
     ahead: Option<Ahead>,
     backoff: Backoff,
+    /// What the last answer took to come.
+    round_trip: Duration,
 }
 
 impl Reader {
@@ -73,7 +80,7 @@ impl Reader {
         shared: Arc<Shared>,
     ) -> Self {
         let backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
-        Self { function, stripe, descriptor, plan, shared, ahead: None, backoff }
+        Self { function, stripe, descriptor, plan, shared, ahead: None, backoff, round_trip: Duration::from_millis(50) }
     }
 
     /// Reads everything that is wanted into `out`; blocks from `urgent` come first.
@@ -118,11 +125,15 @@ impl Reader {
         }
     }
 
-    fn request(&self, source: &Source, span: &Span, start: u64) -> AbortOnDropHandle<Result<BlobStream, Error>> {
+    fn request(&self, source: &Source, span: &Span, start: u64) -> Opening {
         Counters::add(&self.shared.counters.requests, 1);
         let (source, range) = (source.clone(), start..span.bytes.end);
         let digest = self.descriptor.entries()[span.entry].digest.clone();
-        AbortOnDropHandle::new(tokio::spawn(async move { source.open_blob(&digest, Some(range)).await }))
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            let asked = Instant::now();
+            let answer = source.open_blob(&digest, Some(range)).await;
+            (answer, asked.elapsed())
+        }))
     }
 
     /// Reads one span to its end, however often that takes.
@@ -137,7 +148,9 @@ impl Reader {
         let mut sent = 0;
         let mut wrong_once = false;
         loop {
-            let trouble = match finish_opening(opening).await {
+            let (answer, round_trip) = finish_opening(opening).await;
+            self.round_trip = round_trip;
+            let trouble = match answer {
                 Ok(stream) => self.read_stream(stream, &span, &mut sent, source, out, urgent).await,
                 Err(error) => Err(Trouble::Origin(error)),
             };
@@ -164,11 +177,9 @@ impl Reader {
         urgent: &mut mpsc::Receiver<BlockIndex>,
     ) -> Result<(), Trouble> {
         let mut bytes = bytes::Bytes::new();
-        let mut offset = self.offset(span.blocks[*sent]);
+        let (began, start) = (Instant::now(), self.offset(span.blocks[*sent]));
+        let mut offset = start;
         while let Some(&block) = span.blocks.get(*sent) {
-            if span.bytes.end - offset <= AHEAD_BYTES {
-                self.look_ahead(source, urgent);
-            }
             let place = self
                 .descriptor
                 .geometry()
@@ -178,6 +189,9 @@ impl Reader {
             while !frame.is_full() {
                 if bytes.is_empty() {
                     bytes = self.next_bytes(&mut stream).await?;
+                }
+                if span.bytes.end - offset <= self.ahead_bytes(offset - start, began.elapsed()) {
+                    self.look_ahead(source, urgent);
                 }
                 // Between the blocks of a span lies what this stripe does not want, if the origin knows no ranges.
                 let gap = place.entry_offset.saturating_sub(offset).min(bytes.len() as u64);
@@ -196,6 +210,12 @@ impl Reader {
             *sent += 1;
         }
         Ok(())
+    }
+
+    /// What arrives while the next answer is awaited, judged by what the present request brought so far.
+    fn ahead_bytes(&self, received: u64, elapsed: Duration) -> u64 {
+        let rate = received as f64 / elapsed.as_secs_f64().max(1e-6);
+        ((rate * self.round_trip.as_secs_f64()) as u64).clamp(MIN_AHEAD_BYTES, MAX_AHEAD_BYTES)
     }
 
     async fn next_bytes(&self, stream: &mut BlobStream) -> Result<bytes::Bytes, Trouble> {
@@ -237,6 +257,7 @@ impl Reader {
     }
 }
 
-async fn finish_opening(opening: AbortOnDropHandle<Result<BlobStream, Error>>) -> Result<BlobStream, Error> {
-    opening.await.unwrap_or_else(|error| Err(Error::Setting(format!("a request to the origin did not end: {error}"))))
+async fn finish_opening(opening: Opening) -> (Result<BlobStream, Error>, Duration) {
+    let lost = |error| (Err(Error::Setting(format!("a request to the origin did not end: {error}"))), Duration::ZERO);
+    opening.await.unwrap_or_else(lost)
 }

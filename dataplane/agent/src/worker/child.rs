@@ -41,6 +41,7 @@ pub(super) struct Child {
     patience: Patience,
     last_said: Now,
     said_bytes: u64,
+    paced_bytes: u64,
 }
 
 /// How long the upstream may be held back so that a child which is attached can make room. A child that hiccups stays attached; one
@@ -79,6 +80,7 @@ impl Child {
             patience: Patience { budget: HOLD_BUDGET, holding: None, refilled: Now::ZERO },
             last_said: Now::ZERO,
             said_bytes: 0,
+            paced_bytes: 0,
         }
     }
 
@@ -181,6 +183,12 @@ impl Child {
             }
             Flushed::Failed(reason) => Err(reason),
         }
+    }
+
+    /// Bytes that its socket took since this was last asked.
+    pub(super) fn sent_since_last(&mut self) -> u64 {
+        let sent = self.outbox.sent_bytes();
+        sent - std::mem::replace(&mut self.paced_bytes, sent)
     }
 
     /// Whether it has heard nothing for so long that it has to be told that we live.

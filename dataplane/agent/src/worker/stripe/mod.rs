@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use faasnet_api::{BlockIndex, Stripe as StripeId};
 use faasnet_relay::downstream::ChildId;
+use faasnet_relay::pace::Pace;
 use faasnet_relay::plan::StripePlan;
 use faasnet_relay::stripe::{Greeting, StripeRelay};
 use faasnet_relay::upstream::UpstreamAction;
@@ -29,6 +30,7 @@ pub(super) struct Stripe {
     core: StripeRelay,
     links: Vec<Link>,
     children: Vec<Child>,
+    pace: Pace,
 }
 
 /// Why a link ends.
@@ -49,7 +51,7 @@ impl LinkEnd {
 impl Stripe {
     pub(super) fn new(id: StripeId, stripes: u8, plan: StripePlan, io: &Io) -> Self {
         let core = StripeRelay::new(io.me, id, stripes, plan, io.patience);
-        Self { id, core, links: Vec::new(), children: Vec::new() }
+        Self { id, core, links: Vec::new(), children: Vec::new(), pace: Pace::default() }
     }
 
     pub(super) fn set_plan(&mut self, plan: StripePlan, shared: &mut Shared, io: &mut Io) {

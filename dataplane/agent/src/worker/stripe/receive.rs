@@ -49,7 +49,7 @@ impl Stripe {
         for _ in 0..TURN {
             let Some(index) = self.links.iter().position(|link| link.id == id) else { return Ok(()) };
             let now = io.now();
-            if self.must_hold(now, io) {
+            if self.must_hold(now, io) || self.runs_ahead(now, shared) {
                 self.links[index].starved = true;
                 return Ok(());
             }
@@ -90,6 +90,23 @@ impl Stripe {
         // All of them are asked: each counts its own waiting.
         self.children.iter_mut().filter_map(|child| child.holds_stream(io, MAX_FRAME_BYTES, now).then_some(())).count()
             > 0
+    }
+
+    /// Whether this node is so far ahead of all its children that its parent's uplink is better spent on others.
+    fn runs_ahead(&mut self, now: Now, shared: &Shared) -> bool {
+        let Some(stored) = &shared.stored else { return false };
+        if self.pace.is_due(now) {
+            let fastest = self.children.iter_mut().map(Child::sent_since_last).max();
+            self.pace.turn(now, fastest.unwrap_or(0));
+        }
+        let core = &self.core;
+        let taking = self.children.iter().filter(|child| child.wanted && !child.stopping);
+        let backlog = taking
+            .filter(|child| core.downstream.owed_count(child.child_id()) > 0)
+            .map(|child| core.backlog(child.child_id()))
+            .min();
+        let block_bytes = u64::from(stored.geometry().block_bytes());
+        backlog.is_some_and(|blocks| self.pace.should_wait(u64::from(blocks) * block_bytes))
     }
 
     fn control(
@@ -146,6 +163,7 @@ impl Stripe {
         let (len, total) = (frame.len as usize, frame.total_bytes());
         let link = &self.links[index];
         shared.counters.received(self.id, link.target, frame.len);
+        self.pace.received(frame.len.into());
         // Verified here, before a single byte of it goes to a child or to the map.
         if !stored.descriptor().verify(block, &lease[HEADROOM_BYTES..HEADROOM_BYTES + len], io.verify) {
             shared.counters.blocks_refused += 1;

@@ -11,6 +11,10 @@ pub(crate) trait Arrangement<K> {
     fn remove(&mut self, node: K, log: &mut ChangeLog<K>);
     /// Swaps the node with one that is not slow and stands where as few as possible depend on it; does nothing when there is none lower.
     fn demote(&mut self, node: &K, is_slow: &dyn Fn(&K) -> bool, log: &mut ChangeLog<K>);
+    /// Exchanges two members' places, in the one tree where they are inner nodes if they are of the same kind, else in all.
+    fn exchange(&mut self, one: &K, other: &K, log: &mut ChangeLog<K>);
+    /// The member whose removal moves the fewest: a leaf of all trees if there is one.
+    fn expendable(&self) -> Option<K>;
     fn root(&self, stripe: u8) -> Option<K>;
     /// `None`: no such node or stripe; `Some(None)`: the root.
     fn parent(&self, stripe: u8, node: &K) -> Option<Option<K>>;

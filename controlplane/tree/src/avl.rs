@@ -353,6 +353,17 @@ impl<K: Copy + Eq + Hash> Arrangement<K> for Avl<K> {
         }
     }
 
+    fn exchange(&mut self, one: &K, other: &K, log: &mut ChangeLog<K>) {
+        if let (Some(one), Some(other)) = (self.slot(one), self.slot(other)) {
+            Self::exchange(self, one, other, log);
+        }
+    }
+
+    fn expendable(&self) -> Option<K> {
+        let deepest = (self.root != NONE).then(|| self.deepest_below(self.root))?;
+        self.key(deepest)
+    }
+
     fn root(&self, stripe: u8) -> Option<K> {
         if stripe == 0 { self.key(self.root) } else { None }
     }

@@ -60,6 +60,17 @@ impl<K: Copy + Eq + Hash> Arrangement<K> for Complete<K> {
         self.row.swap(place, leaf, log);
     }
 
+    fn exchange(&mut self, one: &K, other: &K, log: &mut ChangeLog<K>) {
+        let place = |node| self.index.get(node).and_then(|slot| self.row.place(slot));
+        if let (Some(one), Some(other)) = (place(one), place(other)) {
+            self.row.swap(one, other, log);
+        }
+    }
+
+    fn expendable(&self) -> Option<K> {
+        self.row.places().last().copied()
+    }
+
     fn root(&self, stripe: u8) -> Option<K> {
         self.order(stripe).first().copied()
     }

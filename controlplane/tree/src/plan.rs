@@ -22,6 +22,12 @@ pub struct Plan<K> {
     pub freed: Vec<Edge<K>>,
 }
 
+impl<K> Default for Plan<K> {
+    fn default() -> Self {
+        Self { changed: Vec::new(), freed: Vec::new() }
+    }
+}
+
 /// Remembers how the edges that an operation may touch were before it. An operation touches a bounded number of places, so a
 /// linear search is the fastest look-up.
 pub(crate) struct ChangeLog<K> {

@@ -172,6 +172,22 @@ impl<K: Copy + Ord + Hash + Debug> FunctionTrees<K> {
         Ok(log.finish(|stripe, slot, node| self.arrangement().parent_by_slot(stripe, slot, node)))
     }
 
+    /// Exchanges the places of two members: a node with data and one without, where the one without would lead. In `twin` nodes of the same
+    /// colour change places in their own tree only, others in both.
+    pub fn exchange(&mut self, one: K, other: K) -> Result<Plan<K>, TreeError> {
+        if !self.contains(&one) || !self.contains(&other) {
+            return Err(TreeError::NotMember);
+        }
+        let mut log = ChangeLog::new();
+        self.arrangement_mut().exchange(&one, &other, &mut log);
+        Ok(log.finish(|stripe, slot, node| self.arrangement().parent_by_slot(stripe, slot, node)))
+    }
+
+    /// The member whose removal moves the fewest: a leaf of all trees if there is one; `None` when nobody is a member.
+    pub fn expendable(&self) -> Option<K> {
+        self.arrangement().expendable()
+    }
+
     /// The root of a tree; `None` when it is empty.
     pub fn root(&self, stripe: u8) -> Option<K> {
         self.arrangement().root(stripe)

@@ -127,6 +127,23 @@ impl<K: Copy + Eq + Hash> Arrangement<K> for Twin<K> {
         }
     }
 
+    fn exchange(&mut self, one: &K, other: &K, log: &mut ChangeLog<K>) {
+        let (Some(one), Some(other)) = (self.index.get(one), self.index.get(other)) else { return };
+        let (Some(colour), Some(foreign)) = (self.colour(one), self.colour(other)) else { return };
+        if colour != foreign {
+            return self.trade(one, other, log);
+        }
+        if let (Some(one), Some(other)) = (self.rows[colour].place(one), self.rows[colour].place(other)) {
+            self.rows[colour].swap(one, other, log);
+        }
+    }
+
+    fn expendable(&self) -> Option<K> {
+        // The last of the larger colour; with an odd number of nodes it is a leaf in both trees.
+        let colour = usize::from(self.counts[1] > self.counts[0]);
+        self.counts[colour].checked_sub(1).map(|last| self.rows[colour].places()[last])
+    }
+
     fn root(&self, stripe: u8) -> Option<K> {
         self.order(stripe).first().copied()
     }

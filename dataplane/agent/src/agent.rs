@@ -14,6 +14,7 @@ use faasnet_store::{Store, StoredImage};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Admin};
+use crate::budget::Budget;
 use crate::config::Config;
 use crate::control::{Channels, Control, Handles};
 use crate::feed::{self, Counters, Feed};
@@ -86,8 +87,14 @@ impl<W: WorkerLink> Parts<W> {
             data_address: SocketAddr::new(advertise.ip(), port),
             memory_mib: config.memory_mib(),
         };
-        let shared =
-            admin::Shared { identity: identity.clone(), admin_address: admin.address()?, view, inputs, feed: counters };
+        let shared = admin::Shared {
+            identity: identity.clone(),
+            admin_address: admin.address()?,
+            view,
+            inputs,
+            feed: counters,
+            budget: Budget::of_this_host(config),
+        };
         let control = Control::new(identity, store, worker, channels);
         Ok(Self { control, session, feed, admin, shared })
     }

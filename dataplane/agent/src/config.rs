@@ -9,9 +9,14 @@ use std::time::Duration;
 
 use faasnet_api::{ClusterSecret, Verify};
 use faasnet_relay::plan::Patience;
+use faasnet_ring::{DriverOptions, SocketOptions};
 use faasnet_store::{StoreOptions, WriteMode};
 use serde::{Deserialize, Serialize, Serializer};
 
+use crate::tuning::{PIPE_BYTES, Pin, Tuning};
+
+/// More threads than any host has use for.
+const MOST_WORKERS: usize = 64;
 /// The fewest bytes that pass for a secret.
 pub const MIN_SECRET_BYTES: usize = 16;
 
@@ -64,6 +69,37 @@ pub struct Config {
     pub waiting_every_ms: u64,
     /// Blocks that may be in memory at once, received and not yet on disk.
     pub buffers: usize,
+    /// Data threads, each with its own ring, buffers and images.
+    pub workers: usize,
+    /// The core of each worker: `auto`, or a list such as `2,3`; by default they are not pinned.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pin: Option<Pin>,
+    /// How much each child's pipe holds.
+    pub pipe_bytes: usize,
+    /// TCP congestion control of data connections; by default the host's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub congestion: Option<String>,
+    /// Receive buffer of data connections; by default the kernel's own tuning, up to tcp_rmem.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub receive_buffer_bytes: Option<usize>,
+    /// Send buffer of data connections; by default the kernel's own tuning, up to tcp_wmem.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub send_buffer_bytes: Option<usize>,
+    /// A child's connection takes more bytes only while fewer than this are unsent; 0 = no such limit.
+    pub notsent_lowat_bytes: u32,
+    /// A connection whose other side acknowledges or reads nothing for this long fails; 0 = the kernel's patience.
+    pub user_timeout_ms: u64,
+    /// The most that all children together are sent, in Mbit/s; by default what the links carry.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_limit_mbit: Option<u64>,
+    /// A kernel thread takes each worker's submissions, and sleeps after so many idle milliseconds; by default there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sqpoll_idle_ms: Option<u32>,
+    /// Poll the network cards for this long before sleeping; by default not at all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub busy_poll_us: Option<u32>,
+    /// Put the block buffers on huge pages.
+    pub huge_pages: bool,
 }
 
 /// How a worker moves bytes.
@@ -101,7 +137,7 @@ pub enum ConfigError {
 
 impl Default for Config {
     fn default() -> Self {
-        let patience = Patience::default();
+        let (patience, socket) = (Patience::default(), SocketOptions::default());
         Self {
             name: host_name(),
             controller: "http://127.0.0.1:7400".into(),
@@ -122,6 +158,18 @@ impl Default for Config {
             guest_ms: millis(patience.guest),
             waiting_every_ms: millis(patience.waiting_every),
             buffers: 24,
+            workers: 1,
+            pin: None,
+            pipe_bytes: PIPE_BYTES,
+            congestion: None,
+            receive_buffer_bytes: None,
+            send_buffer_bytes: None,
+            notsent_lowat_bytes: socket.notsent_lowat_bytes,
+            user_timeout_ms: millis(socket.user_timeout),
+            rate_limit_mbit: None,
+            sqpoll_idle_ms: None,
+            busy_poll_us: None,
+            huge_pages: false,
         }
     }
 }
@@ -137,6 +185,7 @@ impl Config {
         self.validate_names()?;
         self.validate_addresses()?;
         self.validate_limits()?;
+        self.validate_tuning()?;
         self.secret().map(|_| ())
     }
 
@@ -187,6 +236,32 @@ impl Config {
         }
     }
 
+    /// How data connections are set up.
+    pub fn socket_options(&self) -> SocketOptions {
+        SocketOptions {
+            receive_bytes: self.receive_buffer_bytes,
+            send_bytes: self.send_buffer_bytes,
+            notsent_lowat_bytes: self.notsent_lowat_bytes,
+            user_timeout: Duration::from_millis(self.user_timeout_ms),
+            congestion: self.congestion.clone(),
+            busy_poll_us: self.busy_poll_us,
+            // Listeners only; the workers see to it.
+            pacing_bytes_per_second: None,
+        }
+    }
+
+    /// How the workers use the host.
+    pub fn tuning(&self) -> Tuning {
+        Tuning {
+            workers: self.workers,
+            pin: self.pin.clone(),
+            driver: DriverOptions { sqpoll_idle_ms: self.sqpoll_idle_ms, busy_poll_us: self.busy_poll_us },
+            huge_pages: self.huge_pages,
+            pipe_bytes: self.pipe_bytes,
+            limit_bytes_per_second: self.rate_limit_mbit.map(|mbit| mbit * 1_000_000 / 8),
+        }
+    }
+
     /// What the controller may fill: the setting, or the host's memory (0 when it cannot be told).
     pub fn memory_mib(&self) -> u64 {
         self.memory_mib.or_else(host_memory_mib).unwrap_or(0)
@@ -234,6 +309,40 @@ impl Config {
         })?;
         ensure(self.store_quota_bytes.is_none_or(|quota| quota >= 1 << 20), "store_quota_bytes", || {
             "less than 1 MiB holds no image; leave it out for no limit".into()
+        })
+    }
+
+    fn validate_tuning(&self) -> Result<(), ConfigError> {
+        ensure((1..=MOST_WORKERS).contains(&self.workers), "workers", || {
+            format!("{} is not between 1 and {MOST_WORKERS}", self.workers)
+        })?;
+        if let Some(Pin::Cores(cores)) = &self.pin {
+            ensure(cores.len() >= self.workers, "pin", || {
+                format!("{} cores for {} workers; each needs one of its own", cores.len(), self.workers)
+            })?;
+        }
+        ensure((64 << 10..=64 << 20).contains(&self.pipe_bytes), "pipe_bytes", || {
+            format!("{} is not between 65536 and 67108864", self.pipe_bytes)
+        })?;
+        let buffers =
+            [("receive_buffer_bytes", self.receive_buffer_bytes), ("send_buffer_bytes", self.send_buffer_bytes)];
+        for (setting, bytes) in buffers {
+            ensure(bytes.is_none_or(|bytes| (64 << 10..=1 << 30).contains(&bytes)), setting, || {
+                "is not between 65536 and 1073741824; leave it out for the kernel's own tuning".into()
+            })?;
+        }
+        ensure(self.congestion.as_ref().is_none_or(|name| !name.is_empty()), "congestion", || {
+            "is empty; leave it out for the host's".into()
+        })?;
+        ensure(self.user_timeout_ms <= 3_600_000, "user_timeout_ms", || "an hour is the most".into())?;
+        ensure(self.rate_limit_mbit.is_none_or(|mbit| (1..=1_000_000).contains(&mbit)), "rate_limit_mbit", || {
+            "is not between 1 and 1000000; leave it out for no limit".into()
+        })?;
+        ensure(self.sqpoll_idle_ms.is_none_or(|ms| (1..=60_000).contains(&ms)), "sqpoll_idle_ms", || {
+            "is not between 1 and 60000; leave it out for no polling thread".into()
+        })?;
+        ensure(self.busy_poll_us.is_none_or(|us| (1..=10_000).contains(&us)), "busy_poll_us", || {
+            "is not between 1 and 10000; leave it out for no polling".into()
         })
     }
 
@@ -358,6 +467,15 @@ mod tests {
         assert!(problem(Config { silence_ms: 60, ..valid() }).contains("silence_ms"));
         assert!(problem(Config { waiting_move_ms: 100, ..valid() }).contains("waiting_move_ms"));
         assert!(problem(Config { buffers: 0, ..valid() }).contains("buffers"));
+        assert!(problem(Config { workers: 0, ..valid() }).contains("workers"));
+        let one_core = Config { workers: 2, pin: Some("3".parse().unwrap()), ..valid() };
+        assert!(problem(one_core).contains("1 cores for 2 workers"));
+        assert!(Config::parse("pin = \"x\"").unwrap_err().to_string().contains("pin"));
+        assert!(problem(Config { pipe_bytes: 4096, ..valid() }).contains("pipe_bytes"));
+        assert!(problem(Config { receive_buffer_bytes: Some(1), ..valid() }).contains("receive_buffer_bytes"));
+        assert!(problem(Config { rate_limit_mbit: Some(0), ..valid() }).contains("rate_limit_mbit"));
+        assert!(problem(Config { sqpoll_idle_ms: Some(0), ..valid() }).contains("sqpoll_idle_ms"));
+        assert!(problem(Config { busy_poll_us: Some(0), ..valid() }).contains("busy_poll_us"));
         assert!(problem(Config { name: "a b".into(), ..valid() }).contains("name"));
         assert!(problem(Config { store_quota_bytes: Some(1), ..valid() }).contains("store_quota_bytes"));
     }

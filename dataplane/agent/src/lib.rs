@@ -9,6 +9,7 @@
 mod admin;
 mod agent;
 mod backoff;
+pub mod budget;
 pub mod config;
 mod control;
 mod feed;
@@ -19,14 +20,15 @@ mod table;
 mod test_support;
 #[cfg(test)]
 mod tests;
+pub mod tuning;
 mod view;
 pub mod worker;
 
 use std::future::Future;
 use std::net::SocketAddr;
 
+use anyhow::Context;
 use faasnet_api::NodeId;
-use faasnet_ring::SocketOptions;
 
 pub use config::{Config, ConfigError, Engine, Secret};
 pub use faasnet_store::WriteMode;
@@ -39,6 +41,7 @@ pub struct Agent(agent::Parts<WorkerHandle>);
 impl Agent {
     /// Checks the settings, opens the store and binds every port, so that what can fail at start fails here. Port 0 takes a free one.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
+        try_sockets(&config)?;
         let parts = agent::Parts::start(&config, async |needs: agent::WorkerNeeds| {
             let worker = worker::start(WorkerConfig {
                 listen: config.listen,
@@ -49,7 +52,8 @@ impl Agent {
                 engine: config.engine,
                 patience: config.patience(),
                 buffers: config.buffers,
-                socket_options: SocketOptions::default(),
+                socket_options: config.socket_options(),
+                tuning: config.tuning(),
                 verify: config.verify,
             })
             .await?;
@@ -62,6 +66,7 @@ impl Agent {
             name = config.name, node = %agent.node_id(), data = %agent.data_address(), admin = %agent.admin_address(),
             store = %config.store_dir.display(), controller = config.controller, "agent started"
         );
+        tracing::info!("memory of the data path: {}", budget::Budget::of_this_host(&config));
         tracing::warn!(
             "image bytes travel between nodes as plain TCP; tickets keep strangers out, but who can read the network can read images"
         );
@@ -88,4 +93,22 @@ impl Agent {
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
         self.0.run_until(shutdown).await
     }
+}
+
+/// Tries the socket settings on a socket that goes nowhere, so that what this host lacks is said before anything is started; warns when
+/// the kernel gives less than they ask for.
+fn try_sockets(config: &Config) -> anyhow::Result<()> {
+    let options = config.socket_options();
+    let (receive, send) = faasnet_ring::socket::granted_buffers(&options)
+        .context("data connections cannot be set up with these settings")?;
+    let asked = [
+        ("receive_buffer_bytes", options.receive_bytes, receive, "net.core.rmem_max"),
+        ("send_buffer_bytes", options.send_bytes, send, "net.core.wmem_max"),
+    ];
+    for (setting, asked, granted, limit) in asked {
+        if let Some(asked) = asked.filter(|asked| *asked > granted) {
+            tracing::warn!(setting, asked, granted, "the kernel gives smaller socket buffers; raise {limit}");
+        }
+    }
+    Ok(())
 }

@@ -12,6 +12,7 @@ use crate::client::{self, Control, DEFAULT_CONTROLLER};
 use crate::daemon_args::{AgentArgs, ControllerArgs};
 use crate::lab_commands::LabCommand;
 use crate::sim_commands::SimArgs;
+use crate::tune::TuneCommand;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -107,6 +108,9 @@ pub enum Command {
     /// Measure the data path on this machine
     #[command(subcommand)]
     Bench(BenchCommand),
+    /// What this host's kernel settings cost
+    #[command(subcommand)]
+    Tune(TuneCommand),
     /// Simulate whole clusters: the real relay core, trees and controller on a virtual clock and network
     Sim(SimArgs),
 }

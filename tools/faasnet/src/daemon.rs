@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
 use faasnet_agent::Agent;
+use faasnet_agent::budget::Budget;
 use faasnet_controller::Controller;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -22,7 +23,8 @@ pub async fn agent(global: &Global, mut args: AgentArgs) -> Result<()> {
     args.settings.cluster_secret_file = global.secret_file.clone();
     let config: faasnet_agent::Config = settings::load(args.common.config.as_deref(), &args.settings)?;
     if args.common.print_config {
-        return settings::print(&config);
+        settings::print(&config)?;
+        return output::line(format!("# memory of the data path: {}", Budget::of_this_host(&config)));
     }
     let shutdown = shutdown(args.common.exit_with_stdin)?;
     let agent = Agent::start(config).await?;

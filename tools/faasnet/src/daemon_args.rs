@@ -42,6 +42,9 @@ pub struct AgentArgs {
     pub settings: AgentSettings,
 }
 
+/// Where `--help` lists the knobs of the data path.
+const TUNING: &str = "Tuning (see `faasnet tune show`)";
+
 /// One flag per setting of the agent.
 #[derive(Debug, Default, Args, Serialize)]
 pub struct AgentSettings {
@@ -93,6 +96,44 @@ pub struct AgentSettings {
     /// Blocks that may be in memory at once, received and not yet on disk [default: 24]
     #[arg(long, env = "FAASNET_AGENT_BUFFERS", value_name = "N")]
     pub buffers: Option<usize>,
+    /// Data threads, each with buffers and images of its own [default: 1]
+    #[arg(long, env = "FAASNET_AGENT_WORKERS", value_name = "N", help_heading = TUNING)]
+    pub workers: Option<usize>,
+    /// Keep each data thread on a core of its own: the first ones, or those of a list such as 2,3 [default: not pinned]
+    #[arg(long, env = "FAASNET_AGENT_PIN", value_name = "CORES", num_args = 0..=1, require_equals = true,
+        default_missing_value = "auto", help_heading = TUNING)]
+    pub pin: Option<String>,
+    /// How much each child's pipe holds [default: 1048576]
+    #[arg(long, env = "FAASNET_AGENT_PIPE_BYTES", value_name = "BYTES", help_heading = TUNING)]
+    pub pipe_bytes: Option<usize>,
+    /// TCP congestion control of data connections [default: the host's]
+    #[arg(long, env = "FAASNET_AGENT_CONGESTION", value_name = "NAME", help_heading = TUNING)]
+    pub congestion: Option<String>,
+    /// Receive buffer of data connections [default: the kernel tunes it, up to tcp_rmem]
+    #[arg(long, env = "FAASNET_AGENT_RECEIVE_BUFFER_BYTES", value_name = "BYTES", help_heading = TUNING)]
+    pub receive_buffer_bytes: Option<usize>,
+    /// Send buffer of data connections [default: the kernel tunes it, up to tcp_wmem]
+    #[arg(long, env = "FAASNET_AGENT_SEND_BUFFER_BYTES", value_name = "BYTES", help_heading = TUNING)]
+    pub send_buffer_bytes: Option<usize>,
+    /// Give a child's connection more bytes only while fewer than this are unsent; 0 = always [default: 262144]
+    #[arg(long, env = "FAASNET_AGENT_NOTSENT_LOWAT_BYTES", value_name = "BYTES", help_heading = TUNING)]
+    pub notsent_lowat_bytes: Option<u32>,
+    /// Give up a connection whose other side takes nothing for this long; 0 = when the kernel does [default: 10000]
+    #[arg(long, env = "FAASNET_AGENT_USER_TIMEOUT_MS", value_name = "MS", help_heading = TUNING)]
+    pub user_timeout_ms: Option<u64>,
+    /// The most that all children together are sent [default: what the links carry]
+    #[arg(long, env = "FAASNET_AGENT_RATE_LIMIT_MBIT", value_name = "MBIT/S", help_heading = TUNING)]
+    pub rate_limit_mbit: Option<u64>,
+    /// Have a kernel thread take each worker's submissions; it sleeps after so many idle milliseconds [default: none]
+    #[arg(long, env = "FAASNET_AGENT_SQPOLL_IDLE_MS", value_name = "MS", help_heading = TUNING)]
+    pub sqpoll_idle_ms: Option<u32>,
+    /// Poll the network cards for this long before sleeping [default: do not]
+    #[arg(long, env = "FAASNET_AGENT_BUSY_POLL_US", value_name = "US", help_heading = TUNING)]
+    pub busy_poll_us: Option<u32>,
+    /// Put the block buffers on huge pages [default: false]
+    #[arg(long, env = "FAASNET_AGENT_HUGE_PAGES", value_name = "BOOL", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", help_heading = TUNING)]
+    pub huge_pages: Option<bool>,
     /// Set from the global option.
     #[arg(skip)]
     pub controller: Option<String>,
@@ -180,6 +221,7 @@ mod tests {
         let value = |argument: &Arg| match argument.get_id().as_str() {
             "listen" | "advertise" | "admin" => "127.0.0.1:1",
             "engine" => "copy",
+            "huge_pages" => "true",
             "store_write" => "direct",
             "verify" => "xxh3",
             _ => "7",

@@ -26,4 +26,5 @@ pub mod run;
 pub mod settings;
 pub mod sim_commands;
 pub mod tree_view;
+pub mod tune;
 pub mod view;

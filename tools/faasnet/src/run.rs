@@ -10,7 +10,8 @@ use tracing_subscriber::EnvFilter;
 
 use crate::cli::{Cli, Command, ImageCommand};
 use crate::{
-    bench_commands, daemon, demo, functions, image_commands, lab_commands, nodes, output, provision, pull, sim_commands,
+    bench_commands, daemon, demo, functions, image_commands, lab_commands, nodes, output, provision, pull,
+    sim_commands, tune,
 };
 
 /// Parses, runs, reports. 0: done; 1: failed, with one line on standard error; 2: wrong usage.
@@ -65,6 +66,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Registry(args) => daemon::registry(args).await?,
         Command::Sim(args) => sim_commands::sim(global, args)?,
         Command::Bench(command) => bench_commands::run(global, command).await?,
+        Command::Tune(command) => tune::run(global, &command)?,
         Command::Lab(command) => return lab_commands::run(global, command).await,
     }
     Ok(ExitCode::SUCCESS)

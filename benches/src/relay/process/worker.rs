@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 use faasnet_agent::Engine as WorkerEngine;
 use faasnet_agent::WorkerLink;
+use faasnet_agent::tuning::Tuning;
 use faasnet_agent::worker::mailbox::{Assignment, FunctionReport, StripePlan, Target, WorkerCommand, WorkerEvent};
 use faasnet_agent::worker::{self, WorkerConfig, WorkerHandle};
 use faasnet_api::{Ticket, Verify};
@@ -47,6 +48,7 @@ impl WorkerRelay {
             patience: Default::default(),
             buffers: BUFFERS,
             socket_options: SocketOptions::default(),
+            tuning: Tuning::default(),
             verify: match job.mode {
                 Mode::Keep => Verify::Off,
                 Mode::KeepXxh3 => Verify::Xxh3,

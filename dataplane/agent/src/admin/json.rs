@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use faasnet_api::{FunctionId, v1};
 use serde::Serialize;
 
+use crate::budget::Budget;
 use crate::session::events::progress;
 use crate::table::Row;
 use crate::view::{Identity, View};
@@ -20,6 +21,8 @@ pub(super) struct State {
     admin_address: SocketAddr,
     /// `null` while the controller is away.
     controller_term: Option<u64>,
+    /// The most memory that the data path takes; see the start-up log for the same as a sum.
+    memory_budget: Budget,
     functions: Vec<Function>,
 }
 
@@ -60,7 +63,7 @@ struct Upstream {
 }
 
 impl State {
-    pub(super) fn new(identity: &Identity, admin_address: SocketAddr, view: &View) -> Self {
+    pub(super) fn new(identity: &Identity, admin_address: SocketAddr, budget: &Budget, view: &View) -> Self {
         Self {
             node_id: identity.node.to_string(),
             name: identity.name.clone(),
@@ -69,6 +72,7 @@ impl State {
             data_address: identity.data_address,
             admin_address,
             controller_term: view.term,
+            memory_budget: budget.clone(),
             functions: view.rows.iter().map(|(function, row)| Function::new(*function, row)).collect(),
         }
     }

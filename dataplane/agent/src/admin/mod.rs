@@ -21,6 +21,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::budget::Budget;
 use crate::control::Input;
 use crate::feed::Counters;
 use crate::table::Row;
@@ -34,6 +35,7 @@ pub(crate) struct Shared {
     pub(crate) view: watch::Receiver<Arc<View>>,
     pub(crate) inputs: mpsc::Sender<Input>,
     pub(crate) feed: Arc<Counters>,
+    pub(crate) budget: Budget,
 }
 
 /// An endpoint that listens and does not serve yet.
@@ -116,7 +118,7 @@ impl Shared {
 }
 
 async fn state(State(shared): State<Shared>) -> Json<json::State> {
-    Json(json::State::new(&shared.identity, shared.admin_address, &shared.view()))
+    Json(json::State::new(&shared.identity, shared.admin_address, &shared.budget, &shared.view()))
 }
 
 async fn metrics(State(shared): State<Shared>) -> impl IntoResponse {

@@ -38,6 +38,8 @@ pub(super) struct Child {
     /// Blocks are passed to it as they arrive. A child that falls behind is detached, served from the store at its own pace, and
     /// attached again when it has caught up.
     pub(super) attached: bool,
+    /// What its connection is bounded to, in bytes per second; 0: not set by us.
+    pub(super) pacing_rate: u64,
     patience: Patience,
     last_said: Now,
     said_bytes: u64,
@@ -77,6 +79,7 @@ impl Child {
             loading: None,
             new_path: None,
             attached: false,
+            pacing_rate: 0,
             patience: Patience { budget: HOLD_BUDGET, holding: None, refilled: Now::ZERO },
             last_said: Now::ZERO,
             said_bytes: 0,

@@ -194,6 +194,16 @@ impl Function {
         }
     }
 
+    /// Children to which something goes, or will as soon as it is here.
+    pub(super) fn active_children(&self) -> usize {
+        self.stripes.iter().map(Stripe::active_children).sum()
+    }
+
+    /// Bounds what each child is sent, in bytes per second.
+    pub(super) fn pace(&mut self, rate: u64) {
+        self.stripes.iter_mut().for_each(|stripe| stripe.pace(rate));
+    }
+
     /// Whether nothing is to be done before somebody says something.
     pub(super) fn is_quiet(&self) -> bool {
         (self.took.is_some() || self.shared.failed.is_some()) && self.stripes.iter().all(Stripe::is_quiet)

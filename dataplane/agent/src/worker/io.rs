@@ -81,6 +81,8 @@ pub(super) struct Io {
     pub(super) mover: Mover,
     pub(super) patience: Patience,
     pub(super) socket_options: SocketOptions,
+    /// Of each child's pipe.
+    pub(super) pipe_bytes: usize,
     pub(super) verify: Verify,
     pub(super) me: NodeId,
     pub(super) secret: ClusterSecret,
@@ -119,6 +121,7 @@ impl Io {
             mover,
             patience: config.patience,
             socket_options: config.socket_options.clone(),
+            pipe_bytes: config.tuning.pipe_bytes,
             verify: config.verify,
             me: config.node,
             secret: config.secret.clone(),
@@ -161,6 +164,12 @@ impl Io {
     pub(super) fn close(&mut self, id: ConnId, fd: std::os::fd::OwnedFd) {
         self.routes.remove(&id);
         self.driver.close(fd);
+    }
+
+    /// Forgets a connection that another worker takes over.
+    pub(super) fn release(&mut self, id: ConnId, fd: impl AsFd) {
+        self.routes.remove(&id);
+        self.driver.disarm(fd.as_fd());
     }
 
     /// Whose readiness a token tells; `None` for disk operations and for what is gone.

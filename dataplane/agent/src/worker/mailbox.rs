@@ -6,9 +6,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crossbeam::channel::{Sender, TrySendError};
 use faasnet_api::{FunctionId, ImageId, Stripe, Ticket};
 pub use faasnet_relay::plan::{StripePlan, Target};
+use faasnet_ring::Waker;
 use faasnet_store::StoredImage;
+
+use super::newcomer::Newcomer;
+use crate::link::WorkerEnded;
 
 /// The wanted state of one function on this node.
 #[derive(Debug, Clone)]
@@ -167,4 +172,48 @@ pub enum ReportState {
     Complete,
     /// It cannot be received here.
     Failed(String),
+}
+
+/// What lies in a worker's queue.
+pub(super) enum Mail {
+    /// From the control side.
+    Command(WorkerCommand),
+    /// To the front: where children of a function go; `None`: it keeps them.
+    Route {
+        /// Which function.
+        function: FunctionId,
+        /// On which worker it lives.
+        worker: Option<usize>,
+    },
+    /// The function's new image lives on another worker: its edges end, nothing is reported.
+    Leave(FunctionId),
+    /// From the front: a child of a function that lives here.
+    Newcomer(Box<Newcomer>),
+}
+
+/// One end of a worker's queue, and the bell that wakes it.
+#[derive(Clone)]
+pub(super) struct Mailbox {
+    queue: Sender<Mail>,
+    bell: Waker,
+}
+
+impl Mailbox {
+    pub(super) fn new(queue: Sender<Mail>, bell: Waker) -> Self {
+        Self { queue, bell }
+    }
+
+    /// Waits, shortly, while the queue is full: for the control side only.
+    pub(super) fn send(&self, mail: Mail) -> Result<(), WorkerEnded> {
+        self.queue.send(mail).map_err(|_| WorkerEnded)?;
+        self.bell.wake();
+        Ok(())
+    }
+
+    /// Never waits: what does not fit, or finds nobody, comes back.
+    pub(super) fn try_send(&self, mail: Mail) -> Result<(), TrySendError<Mail>> {
+        self.queue.try_send(mail)?;
+        self.bell.wake();
+        Ok(())
+    }
 }

@@ -1,34 +1,34 @@
-//! The data plane of one agent: a thread that receives, verifies, forwards and keeps blocks, and never waits but in one place.
+//! The data plane of one agent: threads that each receive, verify, forward and keep blocks, and never wait but in one place.
 //!
 //! `run` holds the loop; `function` and `stripe` the state around the relay core; `inbox`, `forward`, `outbox` the path of a block from
 //! socket to sockets; `mailbox` what the control side may say. Nothing here awaits, locks or calls the controller.
 
 use std::net::SocketAddr;
-use std::thread::JoinHandle;
 
 use anyhow::Context;
-use crossbeam::channel;
 use faasnet_api::{ClusterSecret, NodeId, Verify};
 use faasnet_relay::plan::Patience;
-use faasnet_ring::{SocketOptions, Waker};
-use tokio::sync::{mpsc, oneshot};
+use faasnet_ring::SocketOptions;
 
 use crate::config::Engine;
-use crate::link::{WorkerEnded, WorkerLink};
+use crate::tuning::Tuning;
 
 mod child;
 mod forward;
 mod function;
+mod handle;
 mod inbox;
 mod io;
 mod link;
 pub mod mailbox;
 mod newcomer;
 mod outbox;
+mod pacing;
+mod placement;
 mod run;
 mod stripe;
 
-use mailbox::{WorkerCommand, WorkerEvent};
+pub use handle::{WorkerHandle, start};
 
 /// What a worker needs to start.
 #[derive(Debug, Clone)]
@@ -51,71 +51,17 @@ pub struct WorkerConfig {
     pub buffers: usize,
     /// Data sockets.
     pub socket_options: SocketOptions,
+    /// Threads, cores, and what they ask of the kernel.
+    pub tuning: Tuning,
     /// How blocks are checked.
     pub verify: Verify,
 }
 
-/// The control side's hold on a running worker. Dropping it stops the worker without waiting.
-pub struct WorkerHandle {
-    commands: channel::Sender<WorkerCommand>,
-    events: mpsc::Receiver<WorkerEvent>,
-    waker: Waker,
-    thread: Option<JoinHandle<()>>,
-    data_address: SocketAddr,
-}
-
-/// Commands and events that may wait; a burst of joins fits.
-const MAILBOX_DEPTH: usize = 1024;
-
-/// Starts the worker's thread and waits until it listens.
-pub async fn start(config: WorkerConfig) -> anyhow::Result<WorkerHandle> {
-    let (commands, command_queue) = channel::bounded(MAILBOX_DEPTH);
-    let (event_queue, events) = mpsc::channel(MAILBOX_DEPTH);
-    let waker = Waker::new().context("cannot make the worker's wake-up descriptor")?;
-    let (ready, started) = oneshot::channel();
-    let worker_waker = waker.clone();
-    let thread = std::thread::Builder::new()
-        .name("faasnet-worker".into())
-        .spawn(move || run::run(config, command_queue, event_queue, worker_waker, ready))
-        .context("cannot start the worker's thread")?;
-    let data_address = started.await.context("the worker ended while starting")??;
-    Ok(WorkerHandle { commands, events, waker, thread: Some(thread), data_address })
-}
-
-impl WorkerHandle {
-    /// Where children connect to.
-    pub fn data_address(&self) -> SocketAddr {
-        self.data_address
-    }
-}
-
-impl Drop for WorkerHandle {
-    fn drop(&mut self) {
-        // Ignored: a full or closed mailbox; its end, with this handle, stops the worker as well.
-        let _ = self.commands.try_send(WorkerCommand::Stop);
-        self.waker.wake();
-    }
-}
-
-impl WorkerLink for WorkerHandle {
-    fn send(&self, command: WorkerCommand) -> Result<(), WorkerEnded> {
-        self.commands.send(command).map_err(|_| WorkerEnded)?;
-        self.waker.wake();
-        Ok(())
-    }
-
-    async fn next_event(&mut self) -> Option<WorkerEvent> {
-        self.events.recv().await
-    }
-
-    fn stop(mut self) {
-        // Ignored: a worker that has ended already needs no command.
-        let _ = self.send(WorkerCommand::Stop);
-        if let Some(thread) = self.thread.take() {
-            // Ignored: a panic of the worker has been printed by its thread.
-            let _ = thread.join();
-        }
-    }
+/// The core of each worker; `None`: they are not pinned.
+fn cores(tuning: &Tuning) -> anyhow::Result<Option<Vec<usize>>> {
+    let Some(pin) = &tuning.pin else { return Ok(None) };
+    let allowed = faasnet_ring::cores::allowed().context("cannot tell on which cores this process may run")?;
+    pin.cores(tuning.workers.max(1), &allowed).map(Some).map_err(|problem| anyhow::anyhow!("pin: {problem}"))
 }
 
 #[cfg(test)]

@@ -35,6 +35,11 @@ impl Newcomer {
         Self { id, fd, reader: ControlReader::default(), hello: None, since: now, said: now }
     }
 
+    /// The same on this worker, whose clock and names are its own.
+    pub(super) fn settled(self, id: ConnId, now: Now) -> Self {
+        Self { id, since: now, said: now, ..self }
+    }
+
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }

@@ -41,8 +41,6 @@ pub(super) struct Outbox {
     sent_bytes: u64,
 }
 
-/// A child may have so much in its pipe: bytes there are outside of the kernel's socket accounting.
-const PIPE_CAP_BYTES: usize = 1 << 20;
 const PAGE_BYTES: usize = 4096;
 /// Pipes with fewer slots cannot hold a block of small fragments.
 const MIN_SLOTS: usize = 128;
@@ -60,9 +58,9 @@ impl Outbox {
         self.sent_bytes
     }
 
-    /// Makes the pipe, for movers that tee. Without one (too few slots left for this user) the neighbour is served by copy.
-    pub(super) fn prepare_pipe(&mut self) {
-        self.pipe = Pipe::new(PIPE_CAP_BYTES).ok().filter(|pipe| pipe.slots() >= MIN_SLOTS);
+    /// Makes the pipe, of `bytes`, for movers that tee: what lies in it is outside of the kernel's socket accounting. Without one (too few slots left for this user) the neighbour is served by copy.
+    pub(super) fn prepare_pipe(&mut self, bytes: usize) {
+        self.pipe = Pipe::new(bytes).ok().filter(|pipe| pipe.slots() >= MIN_SLOTS);
     }
 
     /// Whether a frame of `len` bytes may be teed into the pipe now. A pipe counts slots: small fragments fill it long before its bytes

@@ -6,34 +6,55 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
-use crossbeam::channel::{Receiver, TryRecvError};
+use crossbeam::channel::{Receiver, TryRecvError, TrySendError};
 use faasnet_api::{FunctionId, MAX_BLOCK_BYTES};
 use faasnet_relay::upstream::Now;
 use faasnet_relay::wire::{Hello, Refusal};
-use faasnet_ring::{Arena, Completion, Driver, DriverKind, Pipe, SocketOptions, Token, Waker, probe, socket};
+use faasnet_ring::{
+    Arena, Completion, Driver, DriverKind, DriverOptions, Pipe, SocketOptions, Token, Waker, probe, socket,
+};
 use tokio::sync::{mpsc, oneshot};
 
 use super::WorkerConfig;
 use super::function::Function;
 use super::io::{ConnId, Direction, Io, Mover, Route, TICK};
-use super::mailbox::{Assignment, WorkerCommand, WorkerEvent};
+use super::mailbox::{Assignment, Mail, Mailbox, WorkerCommand, WorkerEvent};
 use super::newcomer::{Heard, Newcomer};
+use super::pacing::Pacing;
 use crate::config::Engine;
 
 /// Everything that a worker owns.
 struct Worker {
     io: Io,
-    commands: Receiver<WorkerCommand>,
+    queue: Receiver<Mail>,
     waker: Waker,
     waker_id: ConnId,
-    listener: OwnedFd,
-    listener_id: ConnId,
+    /// The front's; other workers are handed what it accepted.
+    listener: Option<(ConnId, OwnedFd)>,
     functions: HashMap<FunctionId, Function>,
+    /// At the front: functions that live on other workers, and where these can be reached.
+    elsewhere: HashMap<FunctionId, usize>,
+    siblings: Vec<Mailbox>,
+    pacing: Option<Pacing>,
     /// In the order of arrival.
     newcomers: Vec<Newcomer>,
     /// When to try to accept again, after it failed.
     accept_again: Option<Now>,
     stopping: bool,
+}
+
+/// What makes a worker one of several.
+pub(super) struct Seat {
+    pub(super) index: usize,
+    pub(super) queue: Receiver<Mail>,
+    pub(super) waker: Waker,
+    /// The core on which it stays.
+    pub(super) core: Option<usize>,
+    /// Every worker's mailbox, for the front; empty for the others.
+    pub(super) siblings: Vec<Mailbox>,
+    /// Where the front listens; `None` for the front itself, which has to find out.
+    pub(super) bound: Option<SocketAddr>,
+    pub(super) pacing: Option<Pacing>,
 }
 
 /// Connections that have not said who they are.
@@ -51,12 +72,11 @@ const STOP_PATIENCE: Duration = Duration::from_secs(10);
 /// The thread's body.
 pub(super) fn run(
     config: WorkerConfig,
-    commands: Receiver<WorkerCommand>,
+    seat: Seat,
     events: mpsc::Sender<WorkerEvent>,
-    waker: Waker,
     ready: oneshot::Sender<anyhow::Result<SocketAddr>>,
 ) {
-    let mut worker = match Worker::new(&config, commands, events, waker) {
+    let mut worker = match Worker::new(&config, seat, events) {
         Ok((worker, address)) => {
             // Ignored: a control side that has gone drops the command queue, which ends the loop.
             let _ = ready.send(Ok(address));
@@ -75,36 +95,55 @@ pub(super) fn run(
 }
 
 impl Worker {
-    fn new(
-        config: &WorkerConfig,
-        commands: Receiver<WorkerCommand>,
-        events: mpsc::Sender<WorkerEvent>,
-        waker: Waker,
-    ) -> anyhow::Result<(Self, SocketAddr)> {
-        let arena = Arena::new(config.buffers, MAX_BLOCK_BYTES as usize).context("cannot allocate block buffers")?;
-        let (driver, mover) = choose(config.engine, &arena)?;
+    fn new(config: &WorkerConfig, seat: Seat, events: mpsc::Sender<WorkerEvent>) -> anyhow::Result<(Self, SocketAddr)> {
+        if let Some(core) = seat.core {
+            faasnet_ring::cores::stay_on(core).with_context(|| format!("cannot stay on core {core}"))?;
+        }
+        let tuning = &config.tuning;
+        let arena = arena(config.buffers, tuning.huge_pages)?;
+        let (driver, mover) = choose(config.engine, &arena, &tuning.driver)?;
         driver.notes().iter().for_each(|note| tracing::warn!("{note}"));
         if let Some(warning) = config.verify.warning() {
             tracing::warn!("{warning}");
         }
-        tracing::info!(mover = mover.name(), buffers = config.buffers, "data worker starts");
-        let (listener, address) = listen(config.listen, &config.socket_options)?;
-        let transit = (mover == Mover::Splice).then(|| Pipe::new(1 << 20)).transpose().context("cannot make a pipe")?;
+        tracing::info!(
+            worker = seat.index,
+            mover = mover.name(),
+            buffers = config.buffers,
+            core = seat.core,
+            "data worker starts"
+        );
+        let (listener, address) = match seat.bound {
+            Some(address) => (None, address),
+            None => {
+                // A child begins with the whole limit, until it is divided.
+                let pacing_bytes_per_second = tuning.limit_bytes_per_second;
+                let options = SocketOptions { pacing_bytes_per_second, ..config.socket_options.clone() };
+                listen(config.listen, &options).map(|(fd, address)| (Some(fd), address))?
+            }
+        };
+        let transit = (mover == Mover::Splice).then(|| Pipe::new(tuning.pipe_bytes)).transpose();
+        let transit = transit.context("cannot make a pipe")?;
         let advertised = config.advertise.unwrap_or(address);
         let advertised =
             SocketAddr::new(advertised.ip(), if advertised.port() == 0 { address.port() } else { advertised.port() });
         let mut io = Io::new(driver, arena, mover, config, advertised, transit, events);
-        let (waker_id, listener_id) = (io.route(Route::Waker), io.route(Route::Listener));
-        io.arm(waker_id, waker.as_fd(), Direction::Read);
-        io.arm(listener_id, &listener, Direction::Read);
+        let waker_id = io.route(Route::Waker);
+        io.arm(waker_id, seat.waker.as_fd(), Direction::Read);
+        let listener = listener.map(|fd| (io.route(Route::Listener), fd));
+        if let Some((id, fd)) = &listener {
+            io.arm(*id, fd, Direction::Read);
+        }
         let worker = Self {
             io,
-            commands,
-            waker,
+            queue: seat.queue,
+            waker: seat.waker,
             waker_id,
             listener,
-            listener_id,
             functions: HashMap::new(),
+            elsewhere: HashMap::new(),
+            siblings: seat.siblings,
+            pacing: seat.pacing,
             newcomers: Vec::new(),
             accept_again: None,
             stopping: false,
@@ -116,8 +155,9 @@ impl Worker {
         let mut completions = Vec::new();
         let mut ticked = self.io.now();
         while !self.stopping {
-            self.command();
+            self.take_mail();
             let wait = self.patience();
+            self.pace(wait == IDLE_WAIT);
             self.io.driver.wait(Some(wait), &mut completions).context("waiting for the kernel failed")?;
             for completion in completions.drain(..) {
                 self.complete(completion);
@@ -132,7 +172,7 @@ impl Worker {
 
     /// How long to sleep: not at all while commands wait, a tick while something moves, else long.
     fn patience(&self) -> Duration {
-        if !self.commands.is_empty() || self.stopping {
+        if !self.queue.is_empty() || self.stopping {
             return Duration::ZERO;
         }
         let quiet =
@@ -140,26 +180,40 @@ impl Worker {
         if quiet { IDLE_WAIT } else { TICK }
     }
 
-    fn command(&mut self) {
-        match self.commands.try_recv() {
-            Ok(WorkerCommand::Assign(assignment)) => self.assign(*assignment),
-            Ok(WorkerCommand::OpenImage { function, stored }) => {
+    fn take_mail(&mut self) {
+        match self.queue.try_recv() {
+            Ok(Mail::Command(command)) => self.command(command),
+            Ok(Mail::Route { function, worker }) => self.set_route(function, worker),
+            Ok(Mail::Leave(function)) => {
+                if let Some(function) = self.functions.remove(&function) {
+                    function.close(&mut self.io);
+                }
+            }
+            Ok(Mail::Newcomer(newcomer)) => self.take_over(*newcomer),
+            Err(TryRecvError::Disconnected) => self.stopping = true,
+            Err(TryRecvError::Empty) => {}
+        }
+    }
+
+    fn command(&mut self, command: WorkerCommand) {
+        match command {
+            WorkerCommand::Assign(assignment) => self.assign(*assignment),
+            WorkerCommand::OpenImage { function, stored } => {
                 if let Some(function) = self.functions.get_mut(&function) {
                     function.open_image(stored, &mut self.io);
                 }
             }
-            Ok(WorkerCommand::FailImage { function, image, reason }) => {
+            WorkerCommand::FailImage { function, image, reason } => {
                 if let Some(function) = self.functions.get_mut(&function).filter(|function| function.image() == image) {
                     function.fail(reason, &mut self.io);
                 }
             }
-            Ok(WorkerCommand::Drop { function, term, epoch }) => self.drop_function(function, term, epoch),
-            Ok(WorkerCommand::Report) => {
+            WorkerCommand::Drop { function, term, epoch } => self.drop_function(function, term, epoch),
+            WorkerCommand::Report => {
                 let reports = self.functions.values().map(|function| function.report(&self.io)).collect();
                 self.io.tell(WorkerEvent::Reported(reports));
             }
-            Ok(WorkerCommand::Stop) | Err(TryRecvError::Disconnected) => self.stopping = true,
-            Err(TryRecvError::Empty) => {}
+            WorkerCommand::Stop => self.stopping = true,
         }
     }
 
@@ -246,8 +300,19 @@ impl Worker {
     }
 
     fn accept(&mut self) {
+        let Some((listener_id, listener)) = self.listener.take() else { return };
+        let armed = self.accept_from(&listener);
+        if armed {
+            self.accept_again = None;
+            self.io.arm(listener_id, &listener, Direction::Read);
+        }
+        self.listener = Some((listener_id, listener));
+    }
+
+    /// Takes what waits; `false` when the listener is to be left alone for a while.
+    fn accept_from(&mut self, listener: &OwnedFd) -> bool {
         for _ in 0..MAX_NEWCOMERS {
-            match socket::accept(&self.listener) {
+            match socket::accept(listener) {
                 Ok(Some((fd, _))) => {
                     let id = self.io.route(Route::Newcomer);
                     if self.newcomers.len() >= MAX_NEWCOMERS {
@@ -271,12 +336,11 @@ impl Worker {
                         tracing::warn!(%error, "cannot accept children; trying again every second; raise the limit of open files (ulimit -n)");
                     }
                     self.accept_again = Some(self.io.now() + ACCEPT_PAUSE);
-                    return;
+                    return false;
                 }
             }
         }
-        self.accept_again = None;
-        self.io.arm(self.listener_id, &self.listener, Direction::Read);
+        true
     }
 
     fn listen_to(&mut self, id: ConnId) {
@@ -308,10 +372,58 @@ impl Worker {
     fn admit(&mut self, id: ConnId) {
         let Some(index) = self.newcomers.iter().position(|newcomer| newcomer.id == id) else { return };
         let Some(hello) = self.newcomers[index].hello else { return };
+        if let Some(worker) = self.elsewhere.get(&hello.function) {
+            return self.pass_on(index, *worker);
+        }
         let function = self.functions.get_mut(&hello.function).filter(|function| function.image() == hello.image);
         if let Some(function) = function {
             let newcomer = self.newcomers.remove(index);
             function.adopt(newcomer, &hello, &mut self.io);
+        }
+    }
+
+    /// At the front: children of a function go to another worker, or stay here.
+    fn set_route(&mut self, function: FunctionId, worker: Option<usize>) {
+        match worker {
+            Some(worker) => drop(self.elsewhere.insert(function, worker)),
+            None => drop(self.elsewhere.remove(&function)),
+        }
+        for id in self.waiting_newcomers(function) {
+            self.admit(id);
+        }
+    }
+
+    /// Gives a newcomer that has said `Hello` to the worker of its function. One whose mailbox is full is tried again.
+    fn pass_on(&mut self, index: usize, worker: usize) {
+        let newcomer = self.newcomers.remove(index);
+        self.io.release(newcomer.id, newcomer.fd());
+        let mail = Mail::Newcomer(Box::new(newcomer));
+        if let Err(TrySendError::Full(Mail::Newcomer(newcomer))) = self.siblings[worker].try_send(mail) {
+            let id = self.io.route(Route::Newcomer);
+            self.newcomers.push(newcomer.settled(id, self.io.now()));
+        }
+    }
+
+    /// Takes a newcomer that the front accepted and checked.
+    fn take_over(&mut self, newcomer: Newcomer) {
+        let id = self.io.route(Route::Newcomer);
+        self.newcomers.push(newcomer.settled(id, self.io.now()));
+        if self.newcomers.len() > MAX_NEWCOMERS {
+            return self.dismiss(id, Some((Refusal::Other, "too many connections wait here; try again")));
+        }
+        self.admit(id);
+    }
+
+    /// Divides the node's rate limit anew when it is time; a worker that is about to sleep leaves its part to the others.
+    fn pace(&mut self, idle: bool) {
+        let now = self.io.now();
+        let Some(pacing) = &mut self.pacing else { return };
+        if idle {
+            pacing.share(0);
+        } else if pacing.is_due(now) {
+            let active = self.functions.values().map(Function::active_children).sum();
+            let rate = pacing.share(active);
+            self.functions.values_mut().for_each(|function| function.pace(rate));
         }
     }
 
@@ -347,6 +459,13 @@ impl Worker {
         for newcomer in self.newcomers.iter_mut().filter(|newcomer| newcomer.hello.is_some()) {
             newcomer.soothe(now, every);
         }
+        // Those that found another worker's mailbox full.
+        let stuck = |newcomer: &&Newcomer| {
+            newcomer.hello.as_ref().is_some_and(|hello| self.elsewhere.contains_key(&hello.function))
+        };
+        for id in self.newcomers.iter().filter(stuck).map(|newcomer| newcomer.id).collect::<Vec<_>>() {
+            self.admit(id);
+        }
         let late = |newcomer: &&Newcomer| now.saturating_sub(newcomer.since) > NEWCOMER_PATIENCE;
         for id in self.newcomers.iter().filter(late).map(|newcomer| newcomer.id).collect::<Vec<_>>() {
             self.dismiss(id, Some((Refusal::UnknownFunction, "this node does not have the function")));
@@ -376,7 +495,7 @@ impl Worker {
 }
 
 /// The driver and mover for the configured engine; `auto` takes the best that the host permits and says why not a better one.
-fn choose(engine: Engine, arena: &Arena) -> anyhow::Result<(Driver, Mover)> {
+fn choose(engine: Engine, arena: &Arena, options: &DriverOptions) -> anyhow::Result<(Driver, Mover)> {
     let copy = |arena| anyhow::Ok((Driver::new(DriverKind::Epoll, arena)?, Mover::Copy));
     if engine == Engine::Copy {
         return copy(arena);
@@ -388,13 +507,31 @@ fn choose(engine: Engine, arena: &Arena) -> anyhow::Result<(Driver, Mover)> {
         Ok(()) => None,
     };
     match obstacle {
-        None => Ok((Driver::new(DriverKind::Uring, arena)?, Mover::Splice)),
+        None => Ok((Driver::with_options(DriverKind::Uring, arena, options)?, Mover::Splice)),
         Some(reason) if engine == Engine::Auto => {
             tracing::warn!(reason, "engine auto: copy");
             copy(arena)
         }
         Some(reason) => anyhow::bail!("engine splice is not possible: {reason}"),
     }
+}
+
+fn arena(buffers: usize, huge_pages: bool) -> anyhow::Result<Arena> {
+    let payload = MAX_BLOCK_BYTES as usize;
+    if !huge_pages {
+        return Arena::new(buffers, payload).context("cannot allocate block buffers");
+    }
+    let arena = Arena::on_huge_pages(buffers, payload).context("cannot allocate block buffers")?;
+    let (huge, all) = (arena.huge_bytes(), arena.slots() * arena.slot_bytes());
+    match huge >= all {
+        true => tracing::info!(bytes = huge, "block buffers lie on huge pages"),
+        false => tracing::warn!(
+            huge,
+            all,
+            "not all block buffers lie on huge pages; see /sys/kernel/mm/transparent_hugepage/enabled (always or madvise)"
+        ),
+    }
+    Ok(arena)
 }
 
 fn listen(address: SocketAddr, options: &SocketOptions) -> anyhow::Result<(OwnedFd, SocketAddr)> {

@@ -17,8 +17,10 @@ use faasnet_relay::wire::{self, Frame, Hello, Kind, Refusal};
 use faasnet_store::{Store, StoredImage};
 use tempfile::TempDir;
 
-use super::mailbox::{Assignment, FunctionReport, ReportState};
+use super::mailbox::{Assignment, FunctionReport, ReportState, WorkerCommand, WorkerEvent};
 use super::*;
+use crate::link::WorkerLink;
+use crossbeam::channel;
 
 const SECRET: &[u8] = b"a secret of the tests";
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -90,6 +92,10 @@ struct Node {
 
 impl Node {
     async fn start(engine: Engine) -> Self {
+        Self::tuned(engine, Tuning::default()).await
+    }
+
+    async fn tuned(engine: Engine, tuning: Tuning) -> Self {
         let dir = TempDir::new().unwrap();
         let store = Store::open(dir.path(), None).unwrap();
         let config = WorkerConfig {
@@ -103,6 +109,7 @@ impl Node {
             patience: Patience { silence: Duration::from_secs(1), ..Patience::default() },
             buffers: 16,
             socket_options: SocketOptions::default(),
+            tuning,
             verify: Verify::Blake3,
         };
         let worker = start(config).await.unwrap();

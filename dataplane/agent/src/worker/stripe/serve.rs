@@ -77,7 +77,7 @@ impl Stripe {
             if child.wanted {
                 child.want = Vec::new();
                 if io.mover == Mover::Splice {
-                    child.outbox.prepare_pipe();
+                    child.outbox.prepare_pipe(io.pipe_bytes);
                 }
             }
         }
@@ -112,6 +112,21 @@ impl Stripe {
         let child = &self.children[index];
         io.arm(child.id, child.fd(), Direction::Read);
         Ok(())
+    }
+
+    /// Children to which something goes, or will as soon as it is here.
+    pub(in super::super) fn active_children(&self) -> usize {
+        let owed = |child: &Child| self.core.downstream.owed_count(child.child_id()) > 0;
+        self.children.iter().filter(|child| child.outbox.queued_bytes() > 0 || owed(child)).count()
+    }
+
+    /// Bounds what each child is sent, in bytes per second.
+    pub(in super::super) fn pace(&mut self, rate: u64) {
+        for child in self.children.iter_mut().filter(|child| child.pacing_rate != rate) {
+            child.pacing_rate = rate;
+            // Ignored: a socket that has broken is found by its next bytes.
+            let _ = faasnet_ring::socket::set_pacing_rate(child.fd(), rate);
+        }
     }
 
     pub(super) fn remove_child(&mut self, index: usize, io: &mut Io) {

@@ -4,11 +4,12 @@ use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use super::bittorrent::{self, PORT};
+use super::bittorrent::{self, PORT, Torrent};
 use super::stage::Stage;
 use super::{Delivery, Job, Settings};
 use crate::LabError;
 use crate::error::Result;
+use crate::network::Host;
 
 pub(super) const SWEEP: &[Settings] = &[
     Settings(&[("hashed KiB", "256"), ("bt-max-peers", "0")]),
@@ -36,12 +37,9 @@ const QUIET: [&str; 9] = [
 pub(super) fn swarm(settings: &Settings, job: &Job<'_>) -> Result<Delivery> {
     let mut stage = Stage::new(job);
     let origin = job.network.origin();
-    let address = origin.address.to_string();
-    let tracker: [OsString; 8] = ["-i", &address, "-p", "6969", "-u", "root", "-d", "/"].map(Into::into);
-    stage.daemon(origin, "opentracker", tracker)?;
-    stage.wait_listening(origin, TRACKER_PORT)?;
-    let tracker = format!("http://{address}:{TRACKER_PORT}/announce");
-    let torrent = bittorrent::describe(job, settings, Some(&tracker))?;
+    let tracker = format!("http://{}:{TRACKER_PORT}/announce", origin.address);
+    let Torrent { path: torrent, id } = bittorrent::describe(job, settings, Some(&tracker))?;
+    start_tracker(&mut stage, origin, &id)?;
     let hook = hook(job.folder)?;
     let seeder = ["--bt-seed-unverified=true".into()];
     stage.daemon(origin, "aria2c", arguments(settings, bittorrent::source(job), &torrent).chain(seeder))?;
@@ -52,6 +50,16 @@ pub(super) fn swarm(settings: &Settings, job: &Job<'_>) -> Result<Delivery> {
         stage.client(host, CLIENT, arguments(settings, &target, &torrent).chain(notice))?;
     }
     stage.race()
+}
+
+/// opentracker refuses to be root, and whatever is not on its list.
+fn start_tracker(stage: &mut Stage<'_>, host: &Host, torrent: &str) -> Result<()> {
+    let folder = stage.folder(host, "tracker")?;
+    Stage::write(&folder.join("allowed"), &format!("{torrent}\n"))?;
+    let (address, port) = (host.address.to_string(), TRACKER_PORT.to_string());
+    let arguments = ["-i", &address, "-p", &port, "-u", "nobody", "-w", "allowed", "-d"].map(OsString::from);
+    stage.daemon(host, "opentracker", arguments.into_iter().chain([folder.into_os_string()]))?;
+    stage.wait_listening(host, TRACKER_PORT)
 }
 
 fn arguments(settings: &Settings, folder: &Path, torrent: &Path) -> impl Iterator<Item = OsString> {

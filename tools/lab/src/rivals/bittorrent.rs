@@ -18,8 +18,15 @@ pub(super) const PORT: u16 = 6881;
 /// The setting that says how much of the file has one hash.
 const HASHED_KIB: &str = "hashed KiB";
 
+/// The description of a file.
+pub(super) struct Torrent {
+    pub(super) path: PathBuf,
+    /// What trackers know it by, in hexadecimal digits.
+    pub(super) id: String,
+}
+
 /// Writes the description of the job's blob; hosts ask `tracker`, if there is one, for each other.
-pub(super) fn describe(job: &Job<'_>, settings: &Settings, tracker: Option<&str>) -> Result<PathBuf> {
+pub(super) fn describe(job: &Job<'_>, settings: &Settings, tracker: Option<&str>) -> Result<Torrent> {
     let kib: usize = settings.get(HASHED_KIB).parse().unwrap_or(1024);
     let hashes = hashes(job.blob, kib << 10).map_err(LabError::io(format!("cannot read {}", job.blob.display())))?;
     let mut text = b"d".to_vec();
@@ -27,13 +34,18 @@ pub(super) fn describe(job: &Job<'_>, settings: &Settings, tracker: Option<&str>
         text.extend(format!("8:announce{}:{tracker}", tracker.len()).bytes());
     }
     let (bytes, length) = (job.bytes, kib << 10);
-    text.extend(format!("4:infod6:lengthi{bytes}e4:name{}:{BLOB}12:piece lengthi{length}e", BLOB.len()).bytes());
+    text.extend(b"4:info");
+    let info = text.len();
+    text.extend(format!("d6:lengthi{bytes}e4:name{}:{BLOB}12:piece lengthi{length}e", BLOB.len()).bytes());
     text.extend(format!("6:pieces{}:", hashes.len()).bytes());
     text.extend(hashes);
-    text.extend(b"ee");
+    text.push(b'e');
+    let id =
+        digest(&SHA1_FOR_LEGACY_USE_ONLY, &text[info..]).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    text.push(b'e');
     let path = job.folder.join("blob.torrent");
     std::fs::write(&path, text).map_err(LabError::io(format!("cannot write {}", path.display())))?;
-    Ok(path)
+    Ok(Torrent { path, id })
 }
 
 /// The folder into which `host` receives.

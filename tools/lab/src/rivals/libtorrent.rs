@@ -13,13 +13,14 @@ pub(super) const SWEEP: &[Settings] = &[
     Settings(&[("hashed KiB", "256"), ("unchoke_slots_limit", "4"), ("super_seeding", "1")]),
     Settings(&[("hashed KiB", "1024"), ("unchoke_slots_limit", "8"), ("super_seeding", "0")]),
 ];
-const SCRIPT: &str = include_str!("libtorrent.py");
+const SCRIPT: &str = include_str!("libtorrent_client.py");
 
 /// One swarm.
 pub(super) fn swarm(settings: &Settings, job: &Job<'_>) -> Result<Delivery> {
     let mut stage = Stage::new(job);
-    let torrent = bittorrent::describe(job, settings, None)?;
-    let script = job.folder.join("libtorrent.py");
+    let torrent = bittorrent::describe(job, settings, None)?.path;
+    // A script called libtorrent.py would import itself.
+    let script = job.folder.join("libtorrent_client.py");
     Stage::write(&script, SCRIPT)?;
     let everybody: Vec<_> =
         [job.network.origin()].into_iter().chain(job.network.agents()).map(|host| host.address.to_string()).collect();

@@ -25,7 +25,7 @@ const DONE: &str = "done";
 /// The processes.
 pub(super) struct Stage<'a> {
     job: &'a Job<'a>,
-    children: Vec<Child>,
+    daemons: Vec<(Host, Child)>,
     clients: Vec<Client>,
 }
 
@@ -45,7 +45,7 @@ struct Heard {
 
 impl<'a> Stage<'a> {
     pub(super) fn new(job: &'a Job<'a>) -> Self {
-        Self { job, children: Vec::new(), clients: Vec::new() }
+        Self { job, daemons: Vec::new(), clients: Vec::new() }
     }
 
     /// A folder of `host` for `purpose`.
@@ -75,7 +75,7 @@ impl<'a> Stage<'a> {
         let (mut command, _) = self.command(host, program)?;
         command.args(arguments.into_iter().map(Into::into)).stdin(Stdio::null());
         let child = command.spawn().map_err(LabError::io(format!("cannot start {program} on {}", host.name)))?;
-        self.children.push(child);
+        self.daemons.push((host.clone(), child));
         Ok(())
     }
 
@@ -96,20 +96,20 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// Waits until something on `host` accepts connections there.
-    pub(super) fn wait_listening(&self, host: &Host, port: u16) -> Result<()> {
+    /// Waits until something on `host` accepts connections there; an error at once when a daemon of that host ended.
+    pub(super) fn wait_listening(&mut self, host: &Host, port: u16) -> Result<()> {
         let (address, deadline) = (SocketAddr::new(host.address.into(), port), Instant::now() + START_PATIENCE);
-        enter::run(&host.namespace, move || {
-            while TcpStream::connect(address).is_err() {
-                if Instant::now() > deadline {
-                    return false;
-                }
-                std::thread::sleep(Duration::from_millis(10));
+        while !enter::run(&host.namespace, move || TcpStream::connect(address).is_ok())? {
+            let mut daemons = self.daemons.iter_mut().filter(|(at, _)| at == host);
+            // One that cannot be asked is not known to have ended.
+            let ended = daemons.any(|(_, daemon)| daemon.try_wait().is_ok_and(|status| status.is_some()));
+            if ended || Instant::now() > deadline {
+                let what = format!("nothing listens on {address} of {}: {}", host.name, self.logs(host));
+                return Err(LabError::Late(what));
             }
-            true
-        })?
-        .then_some(())
-        .ok_or_else(|| LabError::Late(format!("nothing listens on {address} of {}: {}", host.name, self.logs(host))))
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
     }
 
     /// Opens the gate for all clients and waits for them.
@@ -222,7 +222,7 @@ impl Drop for Stage<'_> {
             return;
         }
         let clients = self.clients.iter_mut().map(|client| &mut client.process);
-        for child in self.children.iter_mut().chain(clients) {
+        for child in self.daemons.iter_mut().map(|(_, daemon)| daemon).chain(clients) {
             // Ignored: it was killed, only its entry in the process table remains.
             let _ = child.wait();
         }

@@ -41,6 +41,7 @@ fn start(stage: &mut Stage<'_>, host: &Host, settings: &Settings, bytes: u64, up
     stage.daemon(host, "varnishd", arguments)
 }
 
+/// The host's name is no part of the key: clients and relays below call this relay by different ones.
 fn vcl(upstream: SocketAddrV4) -> String {
     format!(
         "vcl 4.1;
@@ -51,6 +52,7 @@ backend parent {{
     .between_bytes_timeout = 600s;
 }}
 sub vcl_recv {{ return (hash); }}
+sub vcl_hash {{ hash_data(req.url); return (lookup); }}
 sub vcl_backend_response {{
     set beresp.do_stream = true;
     set beresp.ttl = 1h;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use faasnet_agent::WriteMode;
 use faasnet_ring::{Outcome, Pipe, socket};
 
 use super::environment::{self, Cores};
@@ -25,6 +26,7 @@ pub(crate) struct Lab {
     pub(crate) cores: Cores,
     pub(crate) folder: PathBuf,
     pub(crate) stream: Stream,
+    pub(crate) store_write: WriteMode,
 }
 
 /// What one run came to.
@@ -105,6 +107,7 @@ impl Relay {
             origin: origin.address,
             children: children.len(),
             folder: lab.folder.clone(),
+            store_write: lab.store_write,
         };
         Ok(Self::Process(RelayProcess::start(&lab.network, &job)?))
     }

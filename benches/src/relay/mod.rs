@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, ensure};
+use faasnet_agent::WriteMode;
 
 pub use environment::Environment;
 pub use report::{Report, Row, SlowChild};
@@ -53,6 +54,8 @@ pub struct Options {
     pub stop: Arc<AtomicBool>,
     /// Where kept files go; `None`: the system's folder for temporary files.
     pub folder: Option<PathBuf>,
+    /// How the agent's worker writes what it keeps.
+    pub store_write: WriteMode,
 }
 
 /// Measures. `progress` hears one line per finished run. Leaves no namespace, process or file behind.
@@ -68,7 +71,9 @@ pub fn run(options: &Options, mut progress: impl FnMut(&str)) -> Result<Report> 
         .with_context(|| format!("cannot make a folder in {}", files.display()))?;
     let network = Network::up(options.mtu, options.single_packets, &mut notes)?;
     environment::pin_others(&cores)?;
-    let mut lab = Lab { network, cores, folder: files.path().to_owned(), stream: Stream::new(options.gib)? };
+    let stream = Stream::new(options.gib)?;
+    let store_write = options.store_write;
+    let mut lab = Lab { network, cores, folder: files.path().to_owned(), stream, store_write };
     let environment = Environment::read(&lab, options)?;
     let fragment_bytes = measure::fragment_bytes(&lab)?;
     let mut samples: Vec<Vec<Sample>> = combinations.iter().map(|_| Vec::new()).collect();

@@ -55,6 +55,7 @@ impl Agent {
                 socket_options: config.socket_options(),
                 tuning: config.tuning(),
                 verify: config.verify,
+                store_write: config.store_write,
             })
             .await?;
             let address = worker.data_address();

@@ -139,6 +139,19 @@ impl Downstream {
         Some(block)
     }
 
+    /// Whether a child is owed `block`.
+    pub fn owes(&self, id: ChildId, block: BlockIndex) -> bool {
+        self.children.iter().any(|child| child.id == id && child.owed.contains(block))
+    }
+
+    /// A child gets `block` by another way than live or from the store: it is no longer owed.
+    pub fn sent(&mut self, id: ChildId, block: BlockIndex) {
+        if let Some(child) = self.child(id) {
+            child.owed.remove(block);
+            child.demanded.retain(|demanded| *demanded != block);
+        }
+    }
+
     /// A block that was taken for sending could not be sent: it is owed again.
     pub fn owe_again(&mut self, id: ChildId, block: BlockIndex) {
         if let Some(child) = self.child(id) {

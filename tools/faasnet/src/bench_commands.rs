@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
+use faasnet_agent::WriteMode;
 use faasnet_benches::relay::{self, Engine, Mode, Options, Report};
 
 use crate::cli::Global;
@@ -62,6 +63,9 @@ pub struct RelayArgs {
     /// Where to put kept files [default: the system's folder for temporary files]
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
+    /// How the agent's worker writes what it keeps, as the agent's flag of this name
+    #[arg(long, value_name = "auto|direct|buffered", default_value_t = WriteMode::Auto)]
+    pub store_write: WriteMode,
     /// Draw the table into this file
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
@@ -86,6 +90,7 @@ pub async fn run(global: &Global, command: BenchCommand) -> Result<()> {
         slow_child: args.slow_child,
         runs: args.runs,
         folder: args.dir,
+        store_write: args.store_write,
         stop: Arc::new(AtomicBool::new(false)),
     };
     // Without a listener the signal would end this process before it has removed its namespaces.

@@ -11,6 +11,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use faasnet_agent::WriteMode;
 use faasnet_api::{ClusterSecret, FunctionId, NodeId};
 use rustix::time::ClockId;
 use serde::{Deserialize, Serialize};
@@ -42,6 +43,7 @@ pub(crate) struct Job {
     pub(crate) origin: SocketAddr,
     pub(crate) children: usize,
     pub(crate) folder: PathBuf,
+    pub(crate) store_write: WriteMode,
 }
 
 /// What a relay counted.

@@ -11,7 +11,7 @@ use faasnet_agent::worker::mailbox::{Assignment, FunctionReport, StripePlan, Tar
 use faasnet_agent::worker::{self, WorkerConfig, WorkerHandle};
 use faasnet_api::{Ticket, Verify};
 use faasnet_ring::SocketOptions;
-use faasnet_store::Store;
+use faasnet_store::{Store, StoreOptions};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -36,7 +36,8 @@ impl WorkerRelay {
     pub(super) fn start(job: &Job) -> Result<Self> {
         let stream = Stream::new(job.gib)?;
         let folder = TempDir::new_in(&job.folder).context("cannot make a folder for the store")?;
-        let store = Store::open(folder.path(), None)?;
+        let store =
+            Store::open_with(folder.path(), StoreOptions { write: job.store_write, ..StoreOptions::default() })?;
         let image = store.open_image("bench", Arc::clone(&stream.descriptor))?;
         let config = WorkerConfig {
             listen: ([0, 0, 0, 0], 0).into(),
@@ -49,6 +50,7 @@ impl WorkerRelay {
             buffers: BUFFERS,
             socket_options: SocketOptions::default(),
             tuning: Tuning::default(),
+            store_write: job.store_write,
             verify: match job.mode {
                 Mode::Keep => Verify::Off,
                 Mode::KeepXxh3 => Verify::Xxh3,

@@ -166,6 +166,7 @@ impl Function {
                 self.stripes[op.stripe.index()].stored(op.block, &mut self.shared, io);
                 self.note_completion(io);
             }
+            Err(error) if io.keep_otherwise(op, &error) => {}
             Err(error) => self.fail(disk_error("write", op.block, &error), io),
         }
     }

@@ -11,7 +11,7 @@ use faasnet_api::{BlockIndex, ClusterSecret, FunctionId, NodeId, Stripe, Verify}
 use faasnet_relay::plan::Patience;
 use faasnet_relay::upstream::Now;
 use faasnet_ring::{Arena, Driver, HEADROOM_BYTES, Lease, LeaseMut, Pipe, SocketOptions, Token};
-use faasnet_store::StoredImage;
+use faasnet_store::{StoredImage, WriteMode};
 use std::net::SocketAddr;
 use tokio::sync::mpsc;
 
@@ -56,15 +56,29 @@ pub(super) enum Route {
 }
 
 /// What a disk operation is for.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct DiskOp {
     pub(super) function: FunctionId,
     /// Tells a completion for an image that was replaced meanwhile from one for the present image.
     pub(super) image: Arc<StoredImage>,
     pub(super) stripe: Stripe,
     pub(super) block: BlockIndex,
-    /// `Some`: a read-back for this child; `None`: a block that is kept.
-    pub(super) child: Option<ConnId>,
+    pub(super) purpose: Purpose,
+}
+
+/// See [`DiskOp`].
+#[derive(Debug, Clone)]
+pub(super) enum Purpose {
+    /// A block that is kept: its bytes, from [`HEADROOM_BYTES`] on, and how many. [`Io::keep`] fills in the rest.
+    Keep {
+        lease: Lease,
+        len: usize,
+        /// Past the page cache.
+        direct: bool,
+        since: Now,
+    },
+    /// A read-back for this child.
+    ReadBack(ConnId),
 }
 
 /// What became ready.
@@ -84,6 +98,8 @@ pub(super) struct Io {
     /// Of each child's pipe.
     pub(super) pipe_bytes: usize,
     pub(super) verify: Verify,
+    write_mode: WriteMode,
+    writes: usize,
     pub(super) me: NodeId,
     pub(super) secret: ClusterSecret,
     pub(super) data_address: SocketAddr,
@@ -103,6 +119,12 @@ pub(super) struct Io {
 pub(super) const FRAME_START: usize = HEADROOM_BYTES - faasnet_relay::wire::HEADER_BYTES;
 /// Leases that only receiving may take, so that slow children cannot starve it.
 const RESERVED_LEASES: usize = 4;
+/// A disk is slow when one part in so many of the buffers waits for it,
+const SLOW_SHARE: usize = 3;
+/// and has waited for so long: 8 blocks in 10 ms are 200 MiB/s. A faster disk may hold the stream back: the page cache would cost more.
+const SLOW: Duration = Duration::from_millis(10);
+/// Shorter blocks are cheaper through the page cache, which joins them.
+const MIN_DIRECT_BYTES: usize = 64 << 10;
 const DISK_BIT: u64 = 1 << 63;
 
 impl Io {
@@ -123,6 +145,8 @@ impl Io {
             socket_options: config.socket_options.clone(),
             pipe_bytes: config.tuning.pipe_bytes,
             verify: config.verify,
+            write_mode: config.store_write,
+            writes: 0,
             me: config.node,
             secret: config.secret.clone(),
             data_address,
@@ -179,11 +203,49 @@ impl Io {
         (token.0 & DISK_BIT == 0).then(|| self.routes.get(&id).map(|route| (id, *route, direction))).flatten()
     }
 
-    /// Writes a verified block into the image file.
-    pub(super) fn keep(&mut self, op: DiskOp, lease: Lease, len: usize) {
-        let (file, offset) = (Arc::clone(op.image.file()), self.file_offset(&op));
+    /// Writes a verified block into the image file. `read_soon`: somebody is about to need it from there.
+    pub(super) fn keep(&mut self, mut op: DiskOp, read_soon: bool) {
+        let (offset, now, slow) = (self.file_offset(&op), self.now(), self.disk_is_slow());
+        let Purpose::Keep { lease, len, direct, since } = &mut op.purpose else { return };
+        let wanted = match self.write_mode {
+            WriteMode::Buffered => false,
+            WriteMode::Direct => true,
+            // What a disk slower than the network leaves waiting goes through the page cache first, which has more room.
+            WriteMode::Auto => !read_soon && *len >= MIN_DIRECT_BYTES && !slow,
+        };
+        *since = now;
+        let file = wanted.then(|| op.image.direct_file(offset, *len as u64)).flatten();
+        *direct = file.is_some();
+        let file = Arc::clone(file.unwrap_or(op.image.file()));
+        let (lease, range) = (lease.clone(), HEADROOM_BYTES..HEADROOM_BYTES + *len);
+        self.writes += 1;
         let token = self.begin(op);
-        self.driver.write(&file, lease, HEADROOM_BYTES..HEADROOM_BYTES + len, offset, token);
+        self.driver.write(&file, lease, range, offset, token);
+    }
+
+    /// Writes a block again, through the page cache, because the file system took back that it can do direct writes. False: that was
+    /// not it.
+    pub(super) fn keep_otherwise(&mut self, op: &DiskOp, error: &std::io::Error) -> bool {
+        let again = matches!(op.purpose, Purpose::Keep { direct: true, .. }) && op.image.gives_up_direct(error);
+        if again {
+            self.keep(op.clone(), false);
+        }
+        again
+    }
+
+    /// The first block of this stripe that is being written and for which `wanted` holds, in its buffer.
+    pub(super) fn being_written(
+        &self,
+        function: FunctionId,
+        stripe: Stripe,
+        wanted: impl Fn(BlockIndex) -> bool,
+    ) -> Option<(BlockIndex, Lease)> {
+        let leases = self.disk.values().filter_map(|op| match &op.purpose {
+            Purpose::Keep { lease, .. } if op.function == function && op.stripe == stripe => Some((op.block, lease)),
+            _ => None,
+        });
+        let first = leases.filter(|(block, _)| wanted(*block)).min_by_key(|(block, _)| *block);
+        first.map(|(block, lease)| (block, lease.clone()))
     }
 
     /// Reads a stored block back into `lease`, behind the room for its header.
@@ -195,7 +257,9 @@ impl Io {
 
     /// The operation that a completion ends.
     pub(super) fn finish(&mut self, token: Token) -> Option<DiskOp> {
-        self.disk.remove(&token.0)
+        let op = self.disk.remove(&token.0)?;
+        self.writes -= usize::from(matches!(op.purpose, Purpose::Keep { .. }));
+        Some(op)
     }
 
     /// Whether writes or reads are in flight.
@@ -218,6 +282,13 @@ impl Io {
         let told = self.events.try_send(event).is_ok();
         self.lost_events += u64::from(!told);
         told
+    }
+
+    /// Whether a good part of the buffers waits for the disk, and has waited for long.
+    fn disk_is_slow(&self) -> bool {
+        let waits =
+            |op: &DiskOp| matches!(op.purpose, Purpose::Keep { since, .. } if self.now().saturating_sub(since) > SLOW);
+        self.writes >= self.arena.slots() / SLOW_SHARE && self.disk.values().any(waits)
     }
 
     fn begin(&mut self, op: DiskOp) -> Token {

@@ -9,6 +9,7 @@ use anyhow::Context;
 use faasnet_api::{ClusterSecret, NodeId, Verify};
 use faasnet_relay::plan::Patience;
 use faasnet_ring::SocketOptions;
+use faasnet_store::WriteMode;
 
 use crate::config::Engine;
 use crate::tuning::Tuning;
@@ -55,6 +56,8 @@ pub struct WorkerConfig {
     pub tuning: Tuning,
     /// How blocks are checked.
     pub verify: Verify,
+    /// How blocks are written.
+    pub store_write: WriteMode,
 }
 
 /// The core of each worker; `None`: they are not pinned.

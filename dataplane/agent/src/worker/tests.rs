@@ -111,6 +111,7 @@ impl Node {
             socket_options: SocketOptions::default(),
             tuning,
             verify: Verify::Blake3,
+            store_write: WriteMode::Auto,
         };
         let worker = start(config).await.unwrap();
         Self { worker, store, events: Vec::new(), stored: None, _dir: dir }

@@ -16,7 +16,7 @@ use faasnet_ring::{HEADROOM_BYTES, LeaseMut};
 
 use super::child::Child;
 use super::function::Shared;
-use super::io::{ConnId, Direction, DiskOp, FRAME_START, Io, Route};
+use super::io::{ConnId, Direction, DiskOp, FRAME_START, Io, Purpose, Route};
 use super::link::Link;
 use super::mailbox::WorkerEvent;
 use super::newcomer::Newcomer;
@@ -150,7 +150,8 @@ impl Stripe {
 
     /// A block that was read back for a child is in `lease`.
     pub(super) fn loaded(&mut self, op: &DiskOp, mut lease: LeaseMut, shared: &mut Shared, io: &mut Io) {
-        let child = self.children.iter().position(|child| Some(child.id) == op.child);
+        let Purpose::ReadBack(id) = op.purpose else { return };
+        let child = self.children.iter().position(|child| child.id == id);
         let (Some(index), Some(frame)) = (child, self.core.frame_of(op.block)) else { return };
         lease[FRAME_START..HEADROOM_BYTES].copy_from_slice(&frame.header());
         self.children[index].loading = None;

@@ -15,7 +15,7 @@ use super::super::child::Child;
 use super::super::forward::{discard, forward};
 use super::super::function::Shared;
 use super::super::inbox::{Arrival, Judge, Step};
-use super::super::io::{ConnId, Direction, DiskOp, Io};
+use super::super::io::{ConnId, Direction, DiskOp, Io, Purpose};
 use super::super::link::Link;
 use super::super::mailbox::WorkerEvent;
 use super::{LinkEnd, Stripe, TURN};
@@ -213,8 +213,10 @@ impl Stripe {
         shared: &Shared,
         io: &mut Io,
     ) {
-        let op = DiskOp { function: shared.function, image: stored, stripe: self.id, block, child: None };
-        io.keep(op, lease, len);
+        let purpose = Purpose::Keep { lease, len, direct: false, since: Now::ZERO };
+        // Whoever did not get it live gets it from the store.
+        let read_soon = self.core.downstream.is_owed(block);
+        io.keep(DiskOp { function: shared.function, image: stored, stripe: self.id, block, purpose }, read_soon);
     }
 }
 

@@ -5,7 +5,7 @@ use faasnet_relay::wire::{self, Kind};
 use super::super::child::{Child, append_stored};
 use super::super::function::Shared;
 use super::super::inbox::Read;
-use super::super::io::{Direction, DiskOp, Io, Mover};
+use super::super::io::{Direction, DiskOp, FRAME_START, Io, Mover, Purpose};
 use super::{Stripe, TURN};
 
 impl Stripe {
@@ -42,7 +42,7 @@ impl Stripe {
         let id = child.child_id();
         // Caught up, all but a few: from here on blocks are passed on as they arrive, and these few in between.
         child.attached |= self.core.backlog(id) <= ATTACH_BACKLOG;
-        let Some(block) = self.core.next_from_store(id) else { return false };
+        let Some(block) = self.core.next_from_store(id) else { return self.append_being_written(index, shared, io) };
         let Some(frame) = self.core.frame_of(block) else { return false };
         if io.mover == Mover::Splice && append_stored(child, stored, block, frame.header()) {
             shared.counters.bytes_from_store += u64::from(frame.len);
@@ -52,7 +52,8 @@ impl Stripe {
             Some(lease) => {
                 child.loading = Some(block);
                 let image = std::sync::Arc::clone(stored);
-                let op = DiskOp { function: shared.function, image, stripe: self.id, block, child: Some(child.id) };
+                let purpose = Purpose::ReadBack(child.id);
+                let op = DiskOp { function: shared.function, image, stripe: self.id, block, purpose };
                 io.read_back(op, lease, frame.len as usize);
             }
             None => {
@@ -61,6 +62,24 @@ impl Stripe {
             }
         }
         false
+    }
+
+    /// Queues a block that the child is owed and that is on its way to the disk, from its buffer: it need not wait for the write, nor
+    /// read back what was written past the page cache.
+    fn append_being_written(&mut self, index: usize, shared: &mut Shared, io: &Io) -> bool {
+        let child = &mut self.children[index];
+        if !child.attached || !child.outbox.has_room_for_lease() || !io.may_lease_for_sending() {
+            return false;
+        }
+        let (id, downstream) = (child.child_id(), &self.core.downstream);
+        let found = io.being_written(shared.function, self.id, |block| downstream.owes(id, block));
+        let Some((block, lease)) = found else { return false };
+        let Some(frame) = self.core.frame_of(block) else { return false };
+        self.core.downstream.sent(id, block);
+        child.outbox.leased(lease, FRAME_START..FRAME_START + frame.total_bytes());
+        shared.counters.bytes_from_store += u64::from(frame.len);
+        shared.counters.bytes_copied += u64::from(frame.len);
+        true
     }
 
     /// What a child has to hear once the descriptor is known here.

@@ -24,7 +24,7 @@ pub use verify::{BlockDigest, Verify};
 #[allow(missing_docs, unreachable_pub, clippy::all)]
 pub mod v1 {
     tonic::include_proto!("faasnet.v1");
-}
 
-/// The encoded contract, for the reflection service.
-pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/faasnet.bin"));
+    /// The encoded contract, for the reflection service.
+    pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/faasnet.bin"));
+}

@@ -19,6 +19,9 @@ const SECRET_BYTES_MIN: usize = 16;
 pub struct Config {
     /// Where agents and clients connect (gRPC).
     pub listen: SocketAddr,
+    /// Where the JSON API, the live page and the metrics are served; as `listen` with the next port when it is not set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http: Option<SocketAddr>,
     /// Where the state is kept.
     pub state_dir: PathBuf,
     /// The secret that controller and agents share; at least 16 bytes. Never printed.
@@ -52,6 +55,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: (Ipv4Addr::LOCALHOST, 7400).into(),
+            http: None,
             state_dir: "/var/lib/faasnet-controller".into(),
             cluster_secret: None,
             cluster_secret_file: None,
@@ -73,6 +77,7 @@ impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Config")
             .field("listen", &self.listen)
+            .field("http", &self.http)
             .field("state_dir", &self.state_dir)
             .field("cluster_secret", &self.cluster_secret.as_ref().map(|_| "(hidden)"))
             .field("cluster_secret_file", &self.cluster_secret_file)
@@ -110,6 +115,12 @@ impl Config {
             secret.len()
         );
         Ok(ClusterSecret::new(secret.as_bytes()))
+    }
+
+    /// Where HTTP is served. Port 0 is followed by port 0.
+    pub fn http_address(&self) -> SocketAddr {
+        let port = if self.listen.port() == 0 { 0 } else { self.listen.port().wrapping_add(1) };
+        self.http.unwrap_or(SocketAddr::new(self.listen.ip(), port))
     }
 
     /// What the state machine needs of the settings.

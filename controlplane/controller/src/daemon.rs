@@ -6,16 +6,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use faasnet_api::ClusterSecret;
 use faasnet_api::v1::agent_session_server::AgentSessionServer;
 use faasnet_api::v1::control_server::ControlServer;
+use faasnet_api::{ClusterSecret, v1};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
+use tonic_reflection::server::v1::{ServerReflection, ServerReflectionServer};
 
 use crate::config::Config;
+use crate::http::Http;
 use crate::registrar::{ImageRegistrar, Registrar};
 use crate::shell::agents::Agents;
 use crate::shell::clients::Clients;
@@ -34,6 +36,7 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Controller {
     listener: TcpListener,
     local_addr: SocketAddr,
+    http: Http,
     owner: Owner,
     handle: Handle,
     secret: ClusterSecret,
@@ -59,6 +62,7 @@ impl Controller {
             )
         })?;
         let local_addr = listener.local_addr()?;
+        let http = Http::bind(config.http_address()).await?;
         let store: Arc<dyn StateStore> = Arc::new(RedbStore::open(&config.state_dir)?);
         let clock = Instant::now();
         let state = State::restore(settings, now(clock), store.load()?).with_context(|| {
@@ -68,20 +72,23 @@ impl Controller {
             )
         })?;
         store.commit(vec![(Key::Term, state.record(Key::Term))])?;
-        tracing::info!(%local_addr, term = state.term(), "controller started");
-        if !local_addr.ip().is_loopback() {
-            tracing::warn!(
-                "gRPC on {local_addr} is not encrypted; callers from other machines need the cluster's token"
-            );
+        tracing::info!(%local_addr, http = %http.address(), term = state.term(), "controller started");
+        for address in [local_addr, http.address()].into_iter().filter(|address| !address.ip().is_loopback()) {
+            tracing::warn!("{address} is not encrypted; callers from other machines need the cluster's token");
         }
         let (owner, handle) = Owner::new(state, store, clock, Duration::from_millis(config.probe_timeout_ms));
         let commands_per_agent = config.commands_per_agent;
-        Ok(Self { listener, local_addr, owner, handle, secret, registrar, commands_per_agent })
+        Ok(Self { listener, local_addr, http, owner, handle, secret, registrar, commands_per_agent })
     }
 
     /// Where it listens; the real port when the configured one was 0.
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// Where HTTP is served.
+    pub fn http_addr(&self) -> SocketAddr {
+        self.http.address()
     }
 
     /// Serves until `shutdown` completes; then every stream ends and the state is closed. Fails when the state cannot be written.
@@ -90,14 +97,26 @@ impl Controller {
         let mut owner = tokio::spawn(self.owner.run(stop.clone()));
         let agents = Agents { owner: self.handle.clone(), queue: self.commands_per_agent, stop: stop.clone() };
         let clients = Clients { owner: self.handle, registrar: self.registrar, stop: stop.clone() };
+        let gate = Gate::open_on_loopback(self.secret.clone());
+        let (health_reporter, health) = tonic_health::server::health_reporter();
+        // The state is loaded, or we would not be here.
+        health_reporter.set_serving::<ControlServer<Clients>>().await;
+        health_reporter.set_serving::<AgentSessionServer<Agents>>().await;
         let server = Server::builder()
             .tcp_nodelay(true)
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-            .add_service(InterceptedService::new(AgentSessionServer::new(agents), Gate::closed(self.secret.clone())))
-            .add_service(InterceptedService::new(ControlServer::new(clients), Gate::open_on_loopback(self.secret)))
+            .add_service(InterceptedService::new(AgentSessionServer::new(agents), Gate::closed(self.secret)))
+            .add_service(InterceptedService::new(ControlServer::new(clients.clone()), gate.clone()))
+            .add_service(InterceptedService::new(reflection()?, gate.clone()))
+            .add_service(health)
             .serve_with_incoming_shutdown(TcpIncoming::from(self.listener), stop.clone().cancelled_owned());
-        let mut server = tokio::spawn(server);
+        let http = self.http.run(clients, gate, stop.clone());
+        let mut server = tokio::spawn(async move {
+            let (grpc, http) = tokio::join!(server, http);
+            grpc.context("the gRPC server failed")?;
+            http.context("the HTTP server failed")
+        });
         let (mut owned, mut served) = (None, None);
         tokio::select! {
             () = shutdown => {}
@@ -118,9 +137,17 @@ impl Controller {
         };
         owned.context("the controller's owner task failed")??;
         if let Some(served) = served {
-            served.context("the gRPC server task failed")?.context("the gRPC server failed")?;
+            served.context("the task of the servers failed")??;
         }
         tracing::info!("controller stopped");
         Ok(())
     }
+}
+
+/// Tells clients such as grpcurl what can be called.
+fn reflection() -> anyhow::Result<ServerReflectionServer<impl ServerReflection>> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(v1::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .context("the contract cannot be shown by reflection")
 }

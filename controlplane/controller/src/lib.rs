@@ -8,6 +8,7 @@
 
 mod config;
 mod daemon;
+mod http;
 mod registrar;
 mod shell;
 pub mod state;

@@ -69,7 +69,7 @@ impl Cluster {
     pub async fn start(options: ClusterOptions) -> Result<Self> {
         let secret = random_secret()?;
         write_secret(&secret_file(&options.dir), &secret)?;
-        let controller = start_controller(&options, "127.0.0.1:0").await?;
+        let controller = start_controller(&options, "127.0.0.1:0", "127.0.0.1:0").await?;
         let mut cluster = Self { options, secret, controller, agents: Vec::new() };
         let starts = (0..cluster.options.agents).map(|index| cluster.start_agent(index));
         cluster.agents = futures_util::future::try_join_all(starts).await?;
@@ -80,6 +80,11 @@ impl Cluster {
     /// The controller's address for clients.
     pub fn url(&self) -> String {
         format!("http://{}", self.controller.address("listen"))
+    }
+
+    /// The controller's live page and JSON API.
+    pub fn http_url(&self) -> String {
+        format!("http://{}", self.controller.address("http"))
     }
 
     /// A connection to the controller.
@@ -125,10 +130,10 @@ impl Cluster {
         Ok(())
     }
 
-    /// Starts the controller again on the address that it had.
+    /// Starts the controller again on the addresses that it had.
     pub async fn restart_controller(&mut self) -> Result<()> {
-        let address = self.controller.address("listen").to_string();
-        self.controller = start_controller(&self.options, &address).await?;
+        let [listen, http] = ["listen", "http"].map(|what| self.controller.address(what).to_string());
+        self.controller = start_controller(&self.options, &listen, &http).await?;
         Ok(())
     }
 
@@ -242,9 +247,9 @@ pub fn agent_name(index: usize) -> String {
     format!("n{}", index + 1)
 }
 
-async fn start_controller(options: &ClusterOptions, listen: &str) -> Result<Daemon> {
+async fn start_controller(options: &ClusterOptions, listen: &str, http: &str) -> Result<Daemon> {
     let mut command = Command::new(&options.exe);
-    command.arg("controller").args(["--listen", listen]);
+    command.arg("controller").args(["--listen", listen, "--http", http]);
     command.arg("--secret-file").arg(secret_file(&options.dir)).arg("--state-dir").arg(options.dir.join("controller"));
     command.args(&options.controller_args);
     Daemon::start("controller".into(), command, &options.dir).await

@@ -43,7 +43,7 @@ pub async fn controller(global: &Global, mut args: ControllerArgs) -> Result<()>
     }
     let shutdown = shutdown(args.common.exit_with_stdin)?;
     let controller = Controller::start(config).await?;
-    ready(&[("listen", controller.local_addr())]);
+    ready(&[("listen", controller.local_addr()), ("http", controller.http_addr())]);
     controller.run_until(shutdown).await?;
     Ok(())
 }

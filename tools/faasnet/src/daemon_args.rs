@@ -152,7 +152,8 @@ Examples:
   faasnet controller --secret-file /etc/faasnet/secret --listen 0.0.0.0:7400
   faasnet controller --config /etc/faasnet/controller.toml --print-config
 
-Prints one line when it is ready: `ready listen=ADDR`. SIGTERM and SIGINT stop it cleanly.")]
+Prints one line when it is ready: `ready listen=ADDR http=ADDR`. http://ADDR/ is a live page, http://ADDR/v1 the API as JSON.
+SIGTERM and SIGINT stop it cleanly.")]
 pub struct ControllerArgs {
     /// File and printing.
     #[command(flatten)]
@@ -168,6 +169,9 @@ pub struct ControllerSettings {
     /// Where agents and clients connect [default: 127.0.0.1:7400]
     #[arg(long, env = "FAASNET_CONTROLLER_LISTEN", value_name = "ADDR")]
     pub listen: Option<SocketAddr>,
+    /// Where the JSON API, the live page and the metrics are [default: as `--listen`, the next port]
+    #[arg(long, env = "FAASNET_CONTROLLER_HTTP", value_name = "ADDR")]
+    pub http: Option<SocketAddr>,
     /// Where the state is kept [default: /var/lib/faasnet-controller]
     #[arg(long, env = "FAASNET_CONTROLLER_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
@@ -219,7 +223,7 @@ mod tests {
     fn settable<Flags: Args + clap::FromArgMatches + Serialize, Config: DeserializeOwned>() -> Vec<String> {
         let command = Flags::augment_args(Command::new("x"));
         let value = |argument: &Arg| match argument.get_id().as_str() {
-            "listen" | "advertise" | "admin" => "127.0.0.1:1",
+            "listen" | "http" | "advertise" | "admin" => "127.0.0.1:1",
             "engine" => "copy",
             "huge_pages" => "true",
             "store_write" => "direct",

@@ -16,7 +16,7 @@ use crate::registrar::Registrar;
 use crate::state::{Answer, Ask, Input, RequestId, SCHEMA};
 
 /// An answer in several messages.
-pub(super) type Replies<T> = ReceiverStream<Result<T, Status>>;
+pub(crate) type Replies<T> = ReceiverStream<Result<T, Status>>;
 
 /// See the module's documentation.
 #[derive(Clone)]
@@ -173,6 +173,6 @@ async fn forward(
     let _ = owner.send(Message::Input(Input::Abandoned { request })).await;
 }
 
-pub(super) fn unexpected(answer: &Answer) -> Status {
+pub(crate) fn unexpected(answer: &Answer) -> Status {
     Status::internal(format!("the controller answered something else than it was asked for: {answer:?}"))
 }

@@ -1,5 +1,7 @@
 //! Who may call: the bearer token of the cluster, except for clients on this machine.
 
+use std::net::IpAddr;
+
 use faasnet_api::ClusterSecret;
 use tonic::service::Interceptor;
 use tonic::{Request, Status};
@@ -22,22 +24,28 @@ impl Gate {
     pub(crate) fn open_on_loopback(secret: ClusterSecret) -> Self {
         Self { secret, loopback_open: true }
     }
+
+    /// Whether a caller with this token, or without one, may go on; else why not.
+    pub(crate) fn admit(&self, caller: IpAddr, token: Option<&str>) -> Result<(), &'static str> {
+        match token {
+            Some(token) if self.secret.accepts_rpc_token(token) => Ok(()),
+            Some(_) => Err("the bearer token is wrong: caller and controller have different cluster secrets"),
+            None if self.loopback_open && caller.to_canonical().is_loopback() => Ok(()),
+            None => Err("a bearer token is required here; give the caller the controller's cluster secret"),
+        }
+    }
 }
 
 impl Interceptor for Gate {
     fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
-        let local = request.remote_addr().is_some_and(|address| address.ip().to_canonical().is_loopback());
-        let token = request.metadata().get("authorization").map(|value| value.to_str().unwrap_or(""));
-        let accepted = match token {
-            Some(value) => value.strip_prefix("Bearer ").is_some_and(|token| self.secret.accepts_rpc_token(token)),
-            None => self.loopback_open && local,
-        };
-        if accepted {
-            return Ok(request);
+        let caller = request.remote_addr().map_or(IpAddr::from([0, 0, 0, 0]), |address| address.ip());
+        let token = request.metadata().get("authorization").map(|value| {
+            let value = value.to_str().unwrap_or("");
+            value.strip_prefix("Bearer ").unwrap_or("")
+        });
+        match self.admit(caller, token) {
+            Ok(()) => Ok(request),
+            Err(reason) => Err(Status::unauthenticated(reason)),
         }
-        Err(Status::unauthenticated(match token {
-            Some(_) => "the bearer token is wrong: caller and controller have different cluster secrets",
-            None => "a bearer token is required here; give the caller the controller's cluster secret",
-        }))
     }
 }

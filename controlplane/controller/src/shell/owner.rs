@@ -57,12 +57,43 @@ pub(crate) enum Reply {
 pub(crate) struct Handle {
     inbox: mpsc::Sender<Message>,
     numbers: Arc<AtomicU64>,
+    meters: Arc<Meters>,
+}
+
+/// What the owner did so far.
+#[derive(Default)]
+pub(crate) struct Meters {
+    inputs: AtomicU64,
+    busy_us: AtomicU64,
+    commits: AtomicU64,
+    records: AtomicU64,
+    commit_us: AtomicU64,
+}
+
+impl Meters {
+    /// Inputs, microseconds that they took; commits, records in them, microseconds that they took.
+    pub(crate) fn read(&self) -> [u64; 5] {
+        [&self.inputs, &self.busy_us, &self.commits, &self.records, &self.commit_us]
+            .map(|meter| meter.load(Ordering::Relaxed))
+    }
+}
+
+fn count(meter: &AtomicU64, more: u64) {
+    meter.fetch_add(more, Ordering::Relaxed);
+}
+
+fn micros(since: Instant) -> u64 {
+    since.elapsed().as_micros() as u64
 }
 
 impl Handle {
     /// A number that is not used twice, for sessions and requests.
     pub(crate) fn number(&self) -> u64 {
         self.numbers.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(crate) fn meters(&self) -> &Meters {
+        &self.meters
     }
 
     pub(crate) async fn send(&self, message: Message) -> Result<(), Status> {
@@ -103,6 +134,7 @@ pub(crate) struct Owner {
     clock: Instant,
     probe_timeout: Duration,
     probes: Arc<Semaphore>,
+    meters: Arc<Meters>,
 }
 
 /// The time as the state machine is told it; `clock` is when the owner began.
@@ -119,6 +151,7 @@ impl Owner {
         probe_timeout: Duration,
     ) -> (Self, Handle) {
         let (sender, inbox) = mpsc::channel(INBOX);
+        let meters = Arc::new(Meters::default());
         let owner = Self {
             state,
             store,
@@ -129,8 +162,9 @@ impl Owner {
             clock,
             probe_timeout,
             probes: Arc::new(Semaphore::new(PROBES_AT_ONCE)),
+            meters: meters.clone(),
         };
-        (owner, Handle { inbox: sender, numbers: Arc::new(AtomicU64::new(1)) })
+        (owner, Handle { inbox: sender, numbers: Arc::new(AtomicU64::new(1)), meters })
     }
 
     /// Runs until `stop`, or until the state cannot be committed.
@@ -177,7 +211,8 @@ impl Owner {
     /// of the next round.
     async fn take(&mut self, mut inputs: Vec<Input>) -> anyhow::Result<()> {
         while !inputs.is_empty() {
-            let now = now(self.clock);
+            let (begun, now) = (Instant::now(), now(self.clock));
+            count(&self.meters.inputs, inputs.len() as u64);
             let mut records = BTreeSet::new();
             let mut actions = Vec::new();
             for input in inputs.drain(..) {
@@ -191,8 +226,11 @@ impl Owner {
                     }
                 }
             }
+            count(&self.meters.busy_us, micros(begun));
             self.commit(records).await?;
+            let begun = Instant::now();
             inputs.extend(actions.into_iter().filter_map(|action| self.carry_out(action)));
+            count(&self.meters.busy_us, micros(begun));
         }
         Ok(())
     }
@@ -201,10 +239,14 @@ impl Owner {
         if records.is_empty() {
             return Ok(());
         }
+        let begun = Instant::now();
+        count(&self.meters.commits, 1);
+        count(&self.meters.records, records.len() as u64);
         let changes = records.into_iter().map(|key| (key, self.state.record(key))).collect();
         let store = self.store.clone();
-        tokio::task::spawn_blocking(move || store.commit(changes))
-            .await
+        let committed = tokio::task::spawn_blocking(move || store.commit(changes)).await;
+        count(&self.meters.commit_us, micros(begun));
+        committed
             .context("the task that writes the state ended")?
             .context("the controller stops, since it cannot keep its promises without its state; transfers go on")
     }

@@ -3,6 +3,7 @@
 use faasnet_api::{Descriptor, NodeId, v1};
 use faasnet_tree::Policy;
 
+use super::counts::Counts;
 use super::records::Key;
 
 /// The time of an input, told by the shell.
@@ -129,6 +130,8 @@ pub enum Ask {
     Release(v1::ReleaseRequest),
     /// Shows a function's trees.
     GetTree(v1::GetTreeRequest),
+    /// Counts for metrics.
+    Count,
     /// Says the term.
     GetTerm,
     /// Lists nodes.
@@ -146,6 +149,7 @@ pub enum Answer {
     Released(u32),
     Tree(v1::GetTreeReply),
     Term(u64),
+    Counts(Counts),
     Nodes(v1::ListNodesReply),
 }
 

@@ -6,6 +6,7 @@
 //!
 //! Outputs are to be carried out after the records they name were committed, so nothing that was acknowledged can be lost.
 
+mod counts;
 mod function;
 mod io;
 mod liveness;
@@ -29,6 +30,7 @@ use std::net::SocketAddr;
 
 use faasnet_api::{FunctionId, NodeId};
 
+pub use counts::Counts;
 pub use io::{
     Answer, Ask, Input, NewFunction, NewImage, Now, Output, ProbeAnswer, ProbeId, Refusal, RefusalKind, RequestId,
     SessionId,

@@ -77,18 +77,21 @@ impl Node {
         u64::from(period) * u64::from(settings.suspect_after_missed)
     }
 
+    pub(crate) fn state_name(&self) -> &'static str {
+        match self.liveness {
+            Liveness::Registered => "registered",
+            Liveness::Live => "live",
+            Liveness::Suspect { .. } => "suspect",
+            Liveness::Dead { .. } => "dead",
+        }
+    }
+
     pub(crate) fn info(&self, now_ms: u64) -> v1::NodeInfo {
         v1::NodeInfo {
             node_id: self.id.to_vec(),
             name: self.name.clone(),
             data_address: self.address.to_string(),
-            state: match self.liveness {
-                Liveness::Registered => "registered",
-                Liveness::Live => "live",
-                Liveness::Suspect { .. } => "suspect",
-                Liveness::Dead { .. } => "dead",
-            }
-            .into(),
+            state: self.state_name().into(),
             functions: self.functions.len() as u32,
             incarnation: self.incarnation,
             version: self.version.clone(),

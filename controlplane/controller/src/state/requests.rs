@@ -29,6 +29,7 @@ impl State {
             },
             Ask::Release(release) => self.release(now, &release).map(Answer::Released),
             Ask::GetTree(get) => self.tree(&get).map(Answer::Tree),
+            Ask::Count => Ok(Answer::Counts(self.counts())),
             Ask::GetTerm => Ok(Answer::Term(self.term)),
             Ask::ListNodes => Ok(Answer::Nodes(v1::ListNodesReply {
                 nodes: self.nodes.values().map(|node| node.info(now.ms)).collect(),

@@ -51,6 +51,7 @@ impl Demo {
         self.source = Some(source);
         self.say(&format!("starting a controller and {} agents", self.args.agents))?;
         let cluster = Cluster::start(self.cluster_options()?).await?;
+        self.say(&format!("watch it at {}/", cluster.http_url()))?;
         let mut control = cluster.control().await?;
         let names = cluster.names();
         let cluster = self.cluster.insert(cluster);

@@ -15,11 +15,15 @@ pub mod fault;
 pub mod image;
 pub mod injector;
 pub mod keeper;
+pub mod origin_log;
 pub mod plan;
 pub mod report;
 pub mod session;
+pub mod standard;
+pub mod timeline;
 pub mod transfer;
 pub mod trouble;
+pub mod victims;
 pub mod watch;
 
 use std::path::PathBuf;
@@ -50,6 +54,8 @@ pub enum LabCommand {
     Fault(FaultArgs),
     /// Run an experiment that a file describes
     Run(RunArgs),
+    /// Run the standard set of experiments and write a page with plots
+    Report(standard::ReportArgs),
     /// Holds the daemons of `lab up`.
     #[command(hide = true)]
     Keep(UpArgs),
@@ -243,6 +249,7 @@ pub async fn run(global: &Global, command: LabCommand) -> Result<ExitCode> {
         LabCommand::Provision(args) => return experiment::run(global, Plan::from(&args), args.svg).await,
         LabCommand::Compare(args) => return compare::run(global, args).await,
         LabCommand::Run(args) => return experiment::run(global, Plan::read(&args.scenario)?, args.svg).await,
+        LabCommand::Report(args) => return standard::run(global, args).await,
         LabCommand::Read(args) => direct::read(&args)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -1,8 +1,17 @@
-//! Plots as SVG: lines over a common axis. Written with plotters' SVG back end; no fonts are embedded.
+//! Plots as SVG: lines over time, lines over steps, bars. Written with plotters' SVG back end; no fonts are embedded, nothing is loaded.
+//!
+//! The background is opaque white with dark text: a page may be light or dark, and an image cannot know which.
+
+mod bars;
+mod steps;
 
 use std::path::Path;
 
+use plotters::coord::Shift;
 use plotters::prelude::*;
+
+pub use bars::{Bar, bars};
+pub use steps::{Series, steps};
 
 use crate::LabError;
 use crate::error::Result;
@@ -31,20 +40,30 @@ const SIZE: (u32, u32) = (900, 480);
 
 /// Draws `lines` into `path`; dashed verticals stand at `marks`.
 pub fn lines(path: &Path, labels: &Labels<'_>, lines: &[Line], marks: &[f64]) -> Result<()> {
+    write(path, |text| draw(text, labels, lines, marks))
+}
+
+/// What drawing answers; plotters' errors have no common type.
+type Drawn = std::result::Result<(), Box<dyn std::error::Error>>;
+
+fn write(path: &Path, draw: impl FnOnce(&mut String) -> Drawn) -> Result<()> {
     let mut text = String::new();
-    draw(&mut text, labels, lines, marks)
-        .map_err(|error| LabError::Invalid(format!("cannot draw {}: {error}", path.display())))?;
+    draw(&mut text).map_err(|error| LabError::Invalid(format!("cannot draw {}: {error}", path.display())))?;
     std::fs::write(path, text).map_err(LabError::io(format!("cannot write {}", path.display())))
 }
 
-fn draw(
+/// An empty white picture.
+fn canvas(
     text: &mut String,
-    labels: &Labels<'_>,
-    lines: &[Line],
-    marks: &[f64],
-) -> std::result::Result<(), Box<dyn std::error::Error>> {
-    let area = SVGBackend::with_string(text, SIZE).into_drawing_area();
+    size: (u32, u32),
+) -> std::result::Result<DrawingArea<SVGBackend<'_>, Shift>, Box<dyn std::error::Error>> {
+    let area = SVGBackend::with_string(text, size).into_drawing_area();
     area.fill(&WHITE)?;
+    Ok(area)
+}
+
+fn draw(text: &mut String, labels: &Labels<'_>, lines: &[Line], marks: &[f64]) -> Drawn {
+    let area = canvas(text, SIZE)?;
     let points = || lines.iter().flat_map(|line| &line.points);
     let largest = |of: fn(&(f64, f64)) -> f64| points().map(of).fold(1e-9, f64::max) * 1.02;
     let (right, top) = (largest(|point| point.0), largest(|point| point.1));

@@ -1,13 +1,15 @@
-//! The check after a run: every living node's disk is hashed, repeated bytes are counted, descriptors must be given back.
+//! The check after a run: every living node's disk is hashed, repeated bytes are counted, descriptors must be given back, and no file may
+//! be left beside the image.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use faasnet_api::{BLOCK_BYTES, ImageId, v1};
 use faasnet_lab::process;
 use futures_util::{StreamExt, stream};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::cluster::{FUNCTION, LabCluster, TENANT};
 use crate::client;
@@ -20,7 +22,7 @@ const RELEASE_DEADLINE: Duration = Duration::from_secs(15);
 const OPENED_ONCE: &str = "/dev/null";
 
 /// What was found.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Audit {
     /// Nodes that were expected to hold the image.
     pub living: usize,
@@ -30,6 +32,8 @@ pub struct Audit {
     pub bytes_refetched: u64,
     /// What one block for every edge that was used would be.
     pub bytes_refetched_allowed: u64,
+    /// The most blocks that any node fetched again, ÷ edges that it used; at most 1.
+    pub most_refetched_per_edge: f64,
     /// Blocks that failed verification and were not taken.
     pub blocks_refused: u64,
     /// Whatever is wrong; must be empty.
@@ -46,9 +50,16 @@ impl Audit {
     pub fn count(&mut self, nodes: &[NodeView], living: &[usize]) {
         self.living = living.len();
         for node in living.iter().map(|index| &nodes[*index]) {
+            let allowed = node.upstreams.len() as u64 * u64::from(BLOCK_BYTES);
             self.bytes_refetched += node.bytes_refetched;
-            self.bytes_refetched_allowed += node.upstreams.len() as u64 * u64::from(BLOCK_BYTES);
+            self.bytes_refetched_allowed += allowed;
+            let per_edge = node.bytes_refetched as f64 / allowed.max(1) as f64;
+            self.most_refetched_per_edge = self.most_refetched_per_edge.max(per_edge);
             self.blocks_refused += node.blocks_refused;
+            if node.bytes_refetched > allowed {
+                let (name, bytes) = (&node.name, node.bytes_refetched);
+                self.problems.push(format!("{name}: {bytes} bytes came twice; one block per edge would be {allowed}"));
+            }
             if !node.is_complete() {
                 let error = if node.error.is_empty() { "no reason given" } else { &node.error };
                 self.problems.push(format!(
@@ -56,12 +67,6 @@ impl Audit {
                     node.name, node.state, node.bytes_present, node.bytes_total
                 ));
             }
-        }
-        if self.bytes_refetched > self.bytes_refetched_allowed {
-            self.problems.push(format!(
-                "{} bytes came twice; one block per edge would be {}",
-                self.bytes_refetched, self.bytes_refetched_allowed
-            ));
         }
     }
 
@@ -100,17 +105,16 @@ impl Audit {
         Ok(problems)
     }
 
-    /// Takes the function from all nodes; what they have open must then be what they had open before.
-    pub async fn release(&mut self, cluster: &LabCluster, before: &BTreeMap<u32, Vec<String>>) -> Result<()> {
-        if cluster.controller.is_none() {
-            return Ok(());
-        }
+    /// Takes the function from all nodes; what they have open must then be what they had open before, and their folders may hold only the
+    /// image more.
+    pub async fn release(&mut self, cluster: &LabCluster, before: &Baseline, image: ImageId) -> Result<()> {
         let mut control = cluster.control().await?;
-        let request = v1::ReleaseRequest { tenant: TENANT.into(), function: FUNCTION.into(), nodes: Vec::new() };
+        let request =
+            v1::ReleaseRequest { tenant: TENANT.into(), function: FUNCTION.into(), ..v1::ReleaseRequest::default() };
         control.release(request).await.map_err(client::explain)?;
         let deadline = Instant::now() + RELEASE_DEADLINE;
         loop {
-            let left = leaks(cluster, before);
+            let left: Vec<String> = before.leaks(cluster).into_iter().chain(before.strays(cluster, image)).collect();
             if left.is_empty() {
                 return Ok(());
             }
@@ -123,20 +127,65 @@ impl Audit {
     }
 }
 
-/// What the agents have open, by process. Those started since have no entry and are not compared.
-pub fn descriptors(cluster: &LabCluster) -> BTreeMap<u32, Vec<String>> {
-    cluster.pids().into_iter().map(|(_, pid)| (pid, process::descriptors(pid))).collect()
+/// What agents had open and what lay in their folders before they were asked for anything, in the order of the hosts.
+#[derive(Debug, Default)]
+pub struct Baseline {
+    descriptors: Vec<Vec<String>>,
+    files: Vec<BTreeSet<PathBuf>>,
 }
 
-fn leaks(cluster: &LabCluster, before: &BTreeMap<u32, Vec<String>>) -> Vec<String> {
-    let leak = |(index, pid): (usize, u32)| {
-        // A root keeps its connections to the origin for the next image, for a minute and a half.
-        let idle = process::connections(pid, cluster.registry_address());
-        let more = added(before.get(&pid)?, &process::descriptors(pid), idle);
-        let name = &cluster.network.agents()[index].name;
-        (!more.is_empty()).then(|| format!("{name} still has open after the release: {}", more.join(", ")))
-    };
-    cluster.pids().into_iter().filter_map(leak).collect()
+impl Baseline {
+    /// Of agents that all run.
+    pub fn new(cluster: &LabCluster) -> Self {
+        let files = (0..cluster.agents.len()).map(|index| files(&cluster.store(index))).collect();
+        let descriptors = cluster.pids().into_iter().map(|(_, pid)| process::descriptors(pid)).collect();
+        Self { descriptors, files }
+    }
+
+    /// What living agents have open that they had not. An agent that was started again is held to the same as before.
+    fn leaks(&self, cluster: &LabCluster) -> Vec<String> {
+        let leak = |(index, pid): (usize, u32)| {
+            // A root keeps its connections to the origin for the next image, for a minute and a half.
+            let idle = process::connections(pid, cluster.registry_address());
+            let more = added(self.descriptors.get(index)?, &process::descriptors(pid), idle);
+            let name = &cluster.network.agents()[index].name;
+            (!more.is_empty()).then(|| format!("{name} still has open after the release: {}", more.join(", ")))
+        };
+        cluster.pids().into_iter().filter_map(leak).collect()
+    }
+
+    /// Files of living agents that were not there and do not belong to `image`: half made ones, and images that nobody asked for. A killed
+    /// agent may leave such; it removes them when it starts.
+    fn strays(&self, cluster: &LabCluster, image: ImageId) -> Vec<String> {
+        let stray = |(index, _): (usize, u32)| {
+            let found = stray_files(self.files.get(index)?, &files(&cluster.store(index)), image);
+            let name = &cluster.network.agents()[index].name;
+            (!found.is_empty()).then(|| format!("{name} left files after the release: {}", found.join(", ")))
+        };
+        cluster.pids().into_iter().filter_map(stray).collect()
+    }
+}
+
+/// All files below `folder`, relative to it.
+fn files(folder: &Path) -> BTreeSet<PathBuf> {
+    let (mut found, mut folders) = (BTreeSet::new(), vec![folder.to_owned()]);
+    while let Some(next) = folders.pop() {
+        // Ignored: a folder that goes while we look holds nothing.
+        for entry in std::fs::read_dir(&next).into_iter().flatten().flatten() {
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => folders.push(entry.path()),
+                _ => found.extend(entry.path().strip_prefix(folder).map(Path::to_owned)),
+            }
+        }
+    }
+    found
+}
+
+fn stray_files(before: &BTreeSet<PathBuf>, after: &BTreeSet<PathBuf>, image: ImageId) -> Vec<String> {
+    let own = Path::new("images").join(image.to_string());
+    let hidden = |path: &Path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+    let is_stray = |path: &&PathBuf| !before.contains(*path) && (!path.starts_with(&own) || hidden(path));
+    after.iter().filter(is_stray).map(|path| path.display().to_string()).collect()
 }
 
 /// What `after` holds more often than `before`; so many sockets more are fine.
@@ -177,5 +226,35 @@ mod tests {
         assert!(audit.is_clean());
         audit.count(&[node("complete", 1), node("failed", 0)], &[0, 1]);
         assert_eq!(audit.problems.len(), 2);
+    }
+
+    /// Catches a node that fetched much again and hides behind others that used many edges.
+    #[test]
+    fn every_node_answers_for_its_own_edges() {
+        let edges = |count: usize| vec![crate::view::UpstreamView::default(); count];
+        let node = |blocks: u64, count| NodeView {
+            state: "complete".into(),
+            bytes_refetched: blocks * u64::from(BLOCK_BYTES),
+            upstreams: edges(count),
+            ..NodeView::default()
+        };
+        let mut audit = Audit::default();
+        audit.count(&[node(2, 2), node(0, 9)], &[0, 1]);
+        assert!(audit.is_clean() && audit.most_refetched_per_edge == 1.0);
+        audit.count(&[node(3, 2), node(0, 9)], &[0, 1]);
+        assert!(!audit.is_clean());
+    }
+
+    /// Catches half-made files, files of other images and files beside the images that pass for the image.
+    #[test]
+    fn only_the_image_may_stay() {
+        let image = ImageId([7; 32]);
+        let paths = |names: &[&str]| names.iter().map(PathBuf::from).collect::<BTreeSet<_>>();
+        let own = format!("images/{image}/data");
+        let half = format!("images/{image}/.map");
+        let before = paths(&["node", "lock"]);
+        assert_eq!(stray_files(&before, &paths(&["node", "lock", &own]), image), [""; 0]);
+        let after = paths(&["lock", &own, &half, "images/.new-x/data", "images/other/data", "core"]);
+        assert_eq!(stray_files(&before, &after, image).len(), 4);
     }
 }

@@ -88,6 +88,7 @@ impl LabCluster {
         let host = self.network.origin();
         let mut command = self.program(host);
         command.arg("registry").arg(&self.layout).arg("--listen").arg(address(host, REGISTRY_PORT).to_string());
+        command.arg("--access-log").arg(self.origin_requests());
         self.origin = Some(Daemon::start(host.name.clone(), command, &self.dir).await?);
         Ok(())
     }
@@ -134,6 +135,11 @@ impl LabCluster {
     /// The controller's address for clients on the lab's network.
     pub fn url(&self) -> String {
         format!("http://{}", address(self.network.controller(), CONTROLLER_PORT))
+    }
+
+    /// Where the registry writes a line for every request.
+    pub fn origin_requests(&self) -> PathBuf {
+        self.dir.join("origin.requests")
     }
 
     /// The file with the secret.

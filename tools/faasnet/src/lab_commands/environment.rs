@@ -2,13 +2,13 @@
 
 use std::fs;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What can change a figure.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Environment {
     /// This program's.
-    pub version: &'static str,
+    pub version: String,
     /// The kernel.
     pub kernel: String,
     /// Processor and cores.
@@ -29,7 +29,7 @@ impl Environment {
             (format!("net.ipv4.{name}"), value.split_whitespace().collect::<Vec<_>>().join(" "))
         });
         Self {
-            version: env!("CARGO_PKG_VERSION"),
+            version: env!("CARGO_PKG_VERSION").into(),
             kernel: text("/proc/sys/kernel/osrelease"),
             processor: line("/proc/cpuinfo", "model name").trim_start_matches([' ', '\t', ':']).to_owned(),
             cores: std::thread::available_parallelism().map_or(1, |cores| cores.get()),

@@ -1,28 +1,31 @@
 //! One experiment: the runs of a plan, each with daemons and stores of its own on the same hosts, and the report.
 
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use faasnet_lab::plot::{self, Labels, Line};
 use faasnet_lab::recording::Recording;
 use faasnet_lab::sampler::Sampler;
 use faasnet_lab::scheduling::{Scheduling, SchedulingDelay};
 use faasnet_lab::{LabId, Network, flow, leftovers};
 
-use super::audit::{self, Audit};
+use super::audit::{Audit, Baseline};
 use super::cluster::LabCluster;
 use super::direct::{self, Reads};
+use super::fault::Target;
 use super::image;
 use super::injector::FaultReport;
+use super::origin_log;
 use super::plan::{LabPolicy, Plan};
-use super::report::{HostReport, LabReport, RunReport};
+use super::report::{HostReport, LabReport, RunReport, median_of};
 use super::session::Session;
+use super::timeline::Timeline;
 use super::transfer::{Transfer, fresh_trees, provision, settle};
 use crate::cli::Global;
-use crate::demo::report::{ImageReport, NodeReport, OriginReport, Report, SecondsReport};
+use crate::demo::report::{ImageReport, NodeReport, OriginLog, OriginReport, Report, SecondsReport};
 use crate::view::{FunctionView, NodeView, TreeView};
 use crate::{daemon, output};
 
@@ -35,34 +38,57 @@ const GRACE: Duration = Duration::from_secs(60);
 const STALL_SHARE: f64 = 0.05;
 /// `origin` and `controller` come before the agents in the network's hosts.
 pub const FIRST_AGENT: usize = 2;
-/// Points of a host's line in a plot.
-const POINTS: usize = 300;
+/// How long the registry may take to note a read that its client has seen the end of.
+const LOG_DEADLINE: Duration = Duration::from_secs(2);
 /// Exit code after an interruption, as shells expect it.
 pub const INTERRUPTED: u8 = 130;
 
+/// What came out of an experiment.
+#[derive(Debug)]
+pub struct Measured {
+    /// All numbers.
+    pub report: LabReport,
+    /// Of the median run.
+    pub timeline: Timeline,
+    /// The folder, if it was to be kept.
+    pub kept: Option<PathBuf>,
+}
+
 /// Runs the plan and prints the report. A failure unless every audit is clean.
 pub async fn run(global: &Global, plan: Plan, svg: Option<PathBuf>) -> Result<ExitCode> {
-    plan.check()?;
     let interrupted = daemon::shutdown(false)?;
-    let session = Session::open(&plan, false)?;
-    let work = work(session.network.clone(), plan.clone(), session.folder().to_owned(), svg, global.json);
-    let outcome = tokio::select! {
-        outcome = session.inside(work) => Some(outcome),
-        () = interrupted => None,
-    };
-    let id = session.network.id().clone();
-    let kept = session.close(plan.keep)?;
-    let Some(outcome) = outcome else {
+    let Some(Measured { report, timeline, kept }) = measure(&plan, !global.json, interrupted).await? else {
         eprintln!("interrupted: the lab is taken down");
         return Ok(ExitCode::from(INTERRUPTED));
     };
-    let mut report = outcome?;
-    report.leftovers = left_behind(&id)?;
+    if let Some(path) = svg {
+        timeline.draw(&path)?;
+    }
     match global.json {
         true => output::json(&report)?,
         false => output::line(report.text(kept.as_ref()))?,
     }
     Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs the plan in a lab of its own, which is gone afterwards; `None` when `interrupted` came first.
+pub async fn measure(plan: &Plan, tell: bool, interrupted: impl Future<Output = ()>) -> Result<Option<Measured>> {
+    plan.check()?;
+    let session = Session::open(plan, false)?;
+    let work = work(session.network.clone(), plan.clone(), session.folder().to_owned(), tell);
+    let outcome = tokio::select! {
+        outcome = session.inside(work) => Some(outcome),
+        () = interrupted => None,
+    };
+    let (id, folder) = (session.network.id().clone(), session.folder().to_owned());
+    let kept = session.close(plan.keep)?;
+    let Some(outcome) = outcome else { return Ok(None) };
+    let (mut report, timeline) = outcome?;
+    report.leftovers = left_behind(&id)?;
+    if kept.is_none() && folder.exists() {
+        report.leftovers.push(format!("folder {}", folder.display()));
+    }
+    Ok(Some(Measured { report, timeline, kept }))
 }
 
 /// What there still is of a lab that was taken down, in words.
@@ -71,28 +97,29 @@ pub fn left_behind(id: &LabId) -> Result<Vec<String>> {
     Ok(left.namespaces.into_iter().chain(left.processes.iter().map(|pid| format!("process {pid}"))).collect())
 }
 
-async fn work(network: Network, plan: Plan, folder: PathBuf, svg: Option<PathBuf>, json: bool) -> Result<LabReport> {
+async fn work(network: Network, plan: Plan, folder: PathBuf, tell: bool) -> Result<(LabReport, Timeline)> {
     let (settings, dir) = (plan.clone(), folder.clone());
     let layout = tokio::task::spawn_blocking(move || image::layout(&settings, &dir)).await;
     let layout = layout.context("making the image broke off")??;
-    let mut runs: Vec<(RunReport, Recording)> = Vec::new();
+    let mut runs: Vec<(RunReport, Timeline)> = Vec::new();
     for number in 1..=plan.runs {
-        if !json {
+        if tell {
             output::line(format!("run {number} of {}: {} hosts, {}", plan.runs, plan.hosts, plan.policy))?;
         }
         let dir = folder.join(format!("run{number}"));
         std::fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        runs.push(one_run(&network, &plan, &layout, &dir).await?);
+        let (run, recording) = one_run(&network, &plan, &layout, &dir).await?;
+        let timeline = Timeline::new(&run, &recording);
+        runs.push((run, timeline));
         if !plan.keep {
             std::fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
         }
     }
     let plan = Plan { rate: Some(plan.rate()), ..plan };
-    let report = LabReport::new(plan, runs.iter().map(|(run, _)| run.clone()).collect()).context("no run was made")?;
-    if let (Some(path), Some((run, recording))) = (svg, runs.iter().find(|(run, _)| run.ratio == report.median.ratio)) {
-        draw(&path, run, recording)?;
-    }
-    Ok(report)
+    let (runs, timelines): (Vec<_>, Vec<_>) = runs.into_iter().unzip();
+    let median = median_of(&runs.iter().map(|run| run.ratio).collect::<Vec<_>>()).context("no run was made")?;
+    let timeline = timelines.into_iter().nth(median).unwrap_or_default();
+    Ok((LabReport::new(plan, runs, median), timeline))
 }
 
 /// Payload bytes per second of one raw TCP flow from the origin, for a transfer of `size` bytes.
@@ -134,9 +161,10 @@ struct Outcome {
 /// A run with trees, from registration to audit.
 async fn tree_run(cluster: &mut LabCluster, plan: &Plan, rate: f64) -> Result<Outcome> {
     let mut control = cluster.control().await?;
-    let before = audit::descriptors(cluster);
+    let before = Baseline::new(cluster);
     let function = cluster.register(&mut control).await?;
     ensure!(function.note.is_empty(), "the controller changed the plan: {}", function.note);
+    let registered = registration_reads(cluster, function.image_bytes).await?;
     let mut transfer = Transfer::new(cluster, plan, function.image_bytes).await?;
     let scheduling = Scheduling::start();
     transfer.trees = provision(&mut control, cluster, 0..plan.early_hosts()).await?;
@@ -159,7 +187,7 @@ async fn tree_run(cluster: &mut LabCluster, plan: &Plan, rate: f64) -> Result<Ou
     let image = function.image_id.parse().context("the controller named no image")?;
     let problems = audit.hash(cluster, &living, image, function.image_bytes).await?;
     let trees = fresh_trees(cluster).await.unwrap_or(trees);
-    audit.release(cluster, &before).await?;
+    audit.release(cluster, &before, image).await?;
     let node = |(index, node): (usize, NodeView)| {
         let disturbed = || "disturbed: not expected to hold the image".to_owned();
         let problem = problems.get(&index).cloned().unwrap_or_else(disturbed);
@@ -167,8 +195,36 @@ async fn tree_run(cluster: &mut LabCluster, plan: &Plan, rate: f64) -> Result<Ou
     };
     let nodes: Vec<_> = watch.nodes.into_iter().enumerate().map(node).collect();
     let seconds = living.iter().map(|index| nodes[*index].node.seconds).collect();
-    let demo = demo_report(function, nodes, trees, SecondsReport::new(seconds), audit.is_clean());
+    let origin = origin_report(cluster, &registered, &injector.reports, &nodes, function.image_bytes)?;
+    let demo = demo_report(function, nodes, trees, SecondsReport::new(seconds), origin, audit.is_clean());
     Ok(Outcome { demo, recording, scheduling, hosts, faults: injector.reports, audit })
+}
+
+/// What the registry sent while the image was registered.
+async fn registration_reads(cluster: &LabCluster, bytes: u64) -> Result<OriginLog> {
+    let deadline = Instant::now() + LOG_DEADLINE;
+    loop {
+        let log = origin_log::read(&cluster.origin_requests())?;
+        // Each read has its line only when the registry has closed it.
+        if log.reads.iter().map(|read| read.bytes).sum::<u64>() >= bytes || Instant::now() > deadline {
+            return Ok(log);
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// By the registry's log; a registry that was killed took the lines of its last reads along, so then by what the agents say.
+fn origin_report(
+    cluster: &LabCluster,
+    registered: &OriginLog,
+    faults: &[FaultReport],
+    nodes: &[NodeReport],
+    bytes: u64,
+) -> Result<OriginReport> {
+    if faults.iter().any(|fault| fault.fault.target == Target::Origin) {
+        return Ok(OriginReport::from_agents(nodes.iter().map(|report| &report.node), bytes));
+    }
+    Ok(OriginReport::from_log(registered, &origin_log::read(&cluster.origin_requests())?))
 }
 
 fn demo_report(
@@ -176,6 +232,7 @@ fn demo_report(
     nodes: Vec<NodeReport>,
     trees: Vec<TreeView>,
     seconds: SecondsReport,
+    origin: OriginReport,
     verified: bool,
 ) -> Report {
     Report {
@@ -186,7 +243,7 @@ fn demo_report(
             reference: function.reference,
             id: function.image_id,
         },
-        origin: OriginReport::from_agents(nodes.iter().map(|report| &report.node), function.image_bytes),
+        origin,
         seconds,
         verified,
         nodes,
@@ -285,15 +342,4 @@ fn host_reports(cluster: &LabCluster, sampler: &Sampler, pids: &BTreeMap<usize, 
         report
     };
     cluster.network.agents().iter().enumerate().map(report).collect()
-}
-
-fn draw(path: &Path, run: &RunReport, recording: &Recording) -> Result<()> {
-    let line = |index: usize| Line {
-        name: (run.hosts.len() <= 8).then(|| run.hosts[index].name.clone()),
-        points: recording.line(FIRST_AGENT + index, run.demo.image.bytes, POINTS),
-    };
-    let lines: Vec<Line> = (0..run.hosts.len()).map(line).collect();
-    let title = format!("{}, {} hosts, {:.3} × the bound", run.demo.policy, run.hosts.len(), run.ratio);
-    let labels = Labels { title: &title, x: "seconds", y: "received ÷ image" };
-    Ok(plot::lines(path, &labels, &lines, &[run.bound_seconds])?)
 }

@@ -4,14 +4,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::chaos;
 use super::cluster::LabCluster;
-use super::fault::{COUNTS, FaultPlan, Kind, Target};
+use super::fault::{FaultPlan, Kind};
 use super::plan::Plan;
+use super::victims::{Scene, Victim};
 use crate::cluster::Daemon;
-use crate::view::{NodeView, ORIGIN, TreeView};
+use crate::view::{NodeView, TreeView};
 
 /// How long the origin stays away when nothing else is said: without it nobody can finish.
 const ORIGIN_AWAY: f64 = 2.0;
@@ -21,15 +22,14 @@ const LINK_AWAY: f64 = 1.0;
 const SLOWER: u64 = 10;
 
 /// What became of a disturbance.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct FaultReport {
-    /// What happened.
-    #[serde(skip)]
-    pub kind: Kind,
     /// As it was asked for.
-    pub fault: String,
+    pub fault: FaultPlan,
     /// Who was hit.
     pub victims: Vec<String>,
+    /// Living nodes that lost a parent at that moment, or would have if the victim had gone.
+    pub orphans: Vec<String>,
     /// When, since the start of provisioning.
     pub at_seconds: f64,
     /// How much of the image each victim held, in percent; for others than nodes the median node.
@@ -38,14 +38,6 @@ pub struct FaultReport {
     pub counts: bool,
     /// Why not, or what else there is to say; or empty.
     pub note: String,
-}
-
-/// Who is hit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Victim {
-    Node(usize),
-    Controller,
-    Origin,
 }
 
 struct Pending {
@@ -76,6 +68,7 @@ pub struct Injector {
     pub joins_due: bool,
     /// What was done.
     pub reports: Vec<FaultReport>,
+    early: usize,
 }
 
 impl Injector {
@@ -91,6 +84,7 @@ impl Injector {
             silent: vec![false; plan.hosts],
             joins_due: false,
             reports: Vec::new(),
+            early: plan.early_hosts(),
         }
     }
 
@@ -99,9 +93,9 @@ impl Injector {
         if complete {
             for late in self.pending.drain(..) {
                 self.reports.push(FaultReport {
-                    kind: late.plan.kind,
-                    fault: late.plan.to_string(),
+                    fault: late.plan,
                     victims: Vec::new(),
+                    orphans: Vec::new(),
                     at_seconds: late.at.unwrap_or_default(),
                     held_percent: Vec::new(),
                     counts: false,
@@ -122,8 +116,18 @@ impl Injector {
         }
         let mut waiting = Vec::new();
         for pending in std::mem::take(&mut self.pending) {
-            match self.due(cluster, &pending, moment) {
-                Some(victims) => self.inject(cluster, pending.plan, victims, moment).await?,
+            let living = self.living();
+            let scene = Scene {
+                trees: moment.trees,
+                held_percent: moment.held_percent,
+                living: &living,
+                early: if self.joins_due { living.len() } else { self.early },
+            };
+            match self.due(cluster, &pending, &scene, moment.seconds) {
+                Some(victims) => {
+                    self.report(&pending.plan, &victims, &scene, moment.seconds);
+                    self.inject(cluster, pending.plan, victims).await?;
+                }
                 None => waiting.push(pending),
             }
         }
@@ -131,19 +135,27 @@ impl Injector {
         Ok(())
     }
 
-    /// Kills what was stopped for good, which could neither answer nor end.
+    /// Kills nodes that were stopped for good, which could neither answer nor end; brings controller and origin back, which the audit needs.
     pub async fn finish(&self, cluster: &mut LabCluster) -> Result<()> {
         for (node, agent) in cluster.agents.iter_mut().enumerate() {
             if self.silent[node] {
                 kill(agent).await?;
             }
         }
-        Ok(())
+        if cluster.controller.is_none() {
+            cluster.start_controller().await?;
+        }
+        if cluster.origin.is_none() {
+            cluster.start_origin().await?;
+        }
+        // To one that was never stopped this means nothing.
+        signal(cluster.controller.as_ref(), Signal::CONT)?;
+        signal(cluster.origin.as_ref(), Signal::CONT)
     }
 
     /// A disk is full some time after the start: only at the end it is known with how much of the image, and what the agent said.
     pub fn note_full_disks(&mut self, nodes: &[NodeView]) {
-        for report in self.reports.iter_mut().filter(|report| report.kind == Kind::Full) {
+        for report in self.reports.iter_mut().filter(|report| report.fault.kind == Kind::Full) {
             let Some(node) = nodes.iter().find(|node| report.victims.contains(&node.name)) else { continue };
             let percent = (node.bytes_present * 100 / node.bytes_total.max(1)) as u8;
             report.held_percent = vec![percent];
@@ -154,50 +166,17 @@ impl Injector {
     }
 
     /// The victims, if it is time. A daemon that is away already is hit later.
-    fn due(&self, cluster: &LabCluster, pending: &Pending, moment: &Moment<'_>) -> Option<Vec<Victim>> {
-        let victims = self.victims(&pending.plan, moment)?;
+    fn due(&self, cluster: &LabCluster, pending: &Pending, scene: &Scene<'_>, seconds: f64) -> Option<Vec<Victim>> {
+        let victims = scene.victims(&pending.plan)?;
         if victims.iter().any(|victim| !self.is_up(cluster, *victim)) {
             return None;
         }
         let is_time = match pending.at {
-            Some(at) => moment.seconds >= at,
+            Some(at) => seconds >= at,
             None if pending.plan.kind == Kind::Full => true,
-            None => victims.iter().all(|victim| held(moment, *victim) >= pending.plan.percent),
+            None => victims.iter().all(|victim| scene.held(&pending.plan, *victim) >= pending.plan.percent),
         };
         is_time.then_some(victims)
-    }
-
-    fn victims(&self, plan: &FaultPlan, moment: &Moment<'_>) -> Option<Vec<Victim>> {
-        let first = moment.trees.first();
-        let feeds = |node: usize| -> usize {
-            let name = crate::cluster::agent_name(node);
-            moment.trees.iter().flat_map(|tree| &tree.edges).filter(|edge| edge.parent == name).count()
-        };
-        let living = || (0..self.expected.len()).filter(|node| self.expected[*node] && !self.silent[*node]);
-        let inner =
-            || living().filter(|node| first.is_some_and(|tree| tree.is_inner(&crate::cluster::agent_name(*node))));
-        let nodes = match plan.target {
-            Target::Controller => return Some(vec![Victim::Controller]),
-            Target::Origin => return Some(vec![Victim::Origin]),
-            Target::Count(_) => {
-                return Some(
-                    living().min_by_key(|node| moment.held_percent[*node] == 0).map(Victim::Node).into_iter().collect(),
-                );
-            }
-            Target::Node(node) => vec![node],
-            Target::Root => vec![node_of(&first?.edges.iter().find(|edge| edge.parent == ORIGIN)?.node)?],
-            Target::Inner => vec![inner().next()?],
-            Target::Leaf => vec![living().min_by_key(|node| feeds(*node))?],
-            Target::Two => {
-                let two: Vec<_> = inner().take(2).collect();
-                if two.len() < 2 {
-                    return None;
-                }
-                two
-            }
-            Target::Half => living().step_by(2).collect(),
-        };
-        Some(nodes.into_iter().map(Victim::Node).collect())
     }
 
     fn is_up(&self, cluster: &LabCluster, victim: Victim) -> bool {
@@ -208,14 +187,7 @@ impl Injector {
         }
     }
 
-    async fn inject(
-        &mut self,
-        cluster: &mut LabCluster,
-        plan: FaultPlan,
-        victims: Vec<Victim>,
-        moment: &Moment<'_>,
-    ) -> Result<()> {
-        self.report(&plan, &victims, moment);
+    async fn inject(&mut self, cluster: &mut LabCluster, plan: FaultPlan, victims: Vec<Victim>) -> Result<()> {
         if plan.kind == Kind::Joins {
             self.joins_due = true;
             return Ok(());
@@ -297,37 +269,27 @@ impl Injector {
         }
     }
 
-    fn report(&mut self, plan: &FaultPlan, victims: &[Victim], moment: &Moment<'_>) {
-        let held_percent: Vec<u8> = victims.iter().map(|victim| held(moment, *victim)).collect();
-        let middle = held_percent.iter().any(|percent| COUNTS.contains(percent));
-        let neighbour = victims.iter().any(|victim| self.has_neighbour(*victim, victims, moment.trees));
-        let note = match (middle, neighbour) {
-            (false, _) => "the victim held less than 20 % or more than 80 % of the image",
-            (_, false) => "the victim had no living neighbour",
-            _ => "",
+    fn report(&mut self, plan: &FaultPlan, victims: &[Victim], scene: &Scene<'_>, seconds: f64) {
+        let names = |nodes: &[usize]| nodes.iter().map(|node| Victim::Node(*node).name()).collect();
+        let note = scene.verdict(plan, victims);
+        let held_percent = match plan.kind {
+            Kind::Joins => victims.first().map(|victim| scene.held(plan, *victim)).into_iter().collect(),
+            _ => victims.iter().map(|victim| scene.held(plan, *victim)).collect(),
         };
         self.reports.push(FaultReport {
-            kind: plan.kind,
-            fault: plan.to_string(),
-            victims: victims.iter().map(|victim| name(*victim)).collect(),
-            at_seconds: moment.seconds,
+            fault: plan.clone(),
+            victims: victims.iter().map(|victim| victim.name()).collect(),
+            orphans: names(&scene.orphans(victims)),
+            at_seconds: seconds,
             held_percent,
-            counts: middle && neighbour,
+            counts: note.is_empty(),
             note: note.into(),
         });
     }
 
-    fn has_neighbour(&self, victim: Victim, victims: &[Victim], trees: &[TreeView]) -> bool {
-        if !matches!(victim, Victim::Node(_)) {
-            return true;
-        }
-        let own = name(victim);
-        let lives = |other: &str| {
-            let node = node_of(other);
-            node.is_some_and(|node| self.expected[node] && !self.silent[node] && !victims.contains(&Victim::Node(node)))
-        };
-        let mut edges = trees.iter().flat_map(|tree| &tree.edges);
-        edges.any(|edge| (edge.node == own && lives(&edge.parent)) || (edge.parent == own && lives(&edge.node)))
+    /// Who runs, answers and shall hold the image.
+    fn living(&self) -> Vec<bool> {
+        self.expected.iter().zip(&self.silent).map(|(expected, silent)| *expected && !silent).collect()
     }
 }
 
@@ -349,29 +311,6 @@ impl FaultReport {
             self.note
         )
     }
-}
-
-fn held(moment: &Moment<'_>, victim: Victim) -> u8 {
-    match victim {
-        Victim::Node(node) => moment.held_percent[node],
-        _ => {
-            let mut all = moment.held_percent.to_vec();
-            all.sort_unstable();
-            all.get(all.len() / 2).copied().unwrap_or(0)
-        }
-    }
-}
-
-fn name(victim: Victim) -> String {
-    match victim {
-        Victim::Node(node) => crate::cluster::agent_name(node),
-        Victim::Controller => "controller".into(),
-        Victim::Origin => "origin".into(),
-    }
-}
-
-fn node_of(name: &str) -> Option<usize> {
-    name.strip_prefix('n')?.parse::<usize>().ok()?.checked_sub(1)
 }
 
 fn daemon(cluster: &LabCluster, victim: Victim) -> Option<&Daemon> {

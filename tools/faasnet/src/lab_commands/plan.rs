@@ -113,6 +113,7 @@ impl Plan {
             "hosts that read the origin on their own are not disturbed; choose twin or complete"
         );
         ensure!(self.chaos.is_none() || self.faults.is_empty(), "chaos and faults exclude each other");
+        ensure!(self.faults.iter().filter(|fault| fault.joins() > 0).count() <= 1, "hosts join late only once");
         let joins: usize = self.faults.iter().map(FaultPlan::joins).sum();
         ensure!(joins < self.hosts, "{joins} of {} hosts join late; at least one must be there before", self.hosts);
         self.faults.iter().try_for_each(|fault| fault.check(self.hosts))

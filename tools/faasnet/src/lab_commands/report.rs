@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use faasnet_lab::scheduling::SchedulingDelay;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::audit::Audit;
 use super::environment::Environment;
@@ -13,7 +13,7 @@ use crate::demo::report::Report;
 use crate::output;
 
 /// Everything that `faasnet lab provision --json` prints: the median run at top level, with the names of `faasnet demo --json`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LabReport {
     /// The median run by `ratio`.
     #[serde(flatten)]
@@ -29,7 +29,7 @@ pub struct LabReport {
 }
 
 /// One run.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RunReport {
     /// The fields of `faasnet demo`.
     #[serde(flatten)]
@@ -61,7 +61,7 @@ pub struct RunReport {
 }
 
 /// One host.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct HostReport {
     /// Its name.
     pub name: String,
@@ -82,10 +82,10 @@ pub struct HostReport {
 }
 
 impl LabReport {
-    /// Puts the runs together.
-    pub fn new(settings: Plan, runs: Vec<RunReport>) -> Option<Self> {
-        let median = runs.get(median_of(&runs.iter().map(|run| run.ratio).collect::<Vec<_>>())?)?.clone();
-        Some(Self { median, settings, environment: Environment::read(), runs, leftovers: Vec::new() })
+    /// Puts the runs together; `median` is a place in them.
+    pub fn new(settings: Plan, runs: Vec<RunReport>, median: usize) -> Self {
+        let environment = Environment::read();
+        Self { median: runs[median].clone(), settings, environment, runs, leftovers: Vec::new() }
     }
 
     /// Whether every run delivered the right bytes and nothing was left.

@@ -12,7 +12,7 @@ use crate::common::faasnet;
 static LAB: Mutex<()> = Mutex::new(());
 
 /// The right to run a lab until the guard drops; `None` without root.
-fn root() -> Option<MutexGuard<'static, ()>> {
+pub fn root() -> Option<MutexGuard<'static, ()>> {
     if rustix::process::geteuid().is_root() {
         return Some(LAB.lock().unwrap_or_else(PoisonError::into_inner));
     }
@@ -140,4 +140,20 @@ fn a_lab_stays_until_it_is_taken_down_even_after_a_crash() {
         std::fs::read_dir("/run/netns").unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     assert_eq!(namespaces.filter(|name| name.starts_with(&format!("fnlab-{id}-"))).count(), 0);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+/// Catches an example in the repository that no longer works, and a scenario whose faults are not those that it names.
+#[test]
+fn the_example_scenario_runs() {
+    let Some(_alone) = root() else { return };
+    let scenario = concat!(env!("CARGO_MANIFEST_DIR"), "/../lab/scenarios/inner-node-dies.toml");
+    let output = faasnet(&["lab", "run", scenario, "--json"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let faults: Vec<_> = report["faults"].as_array().unwrap().iter().map(|fault| fault["fault"].clone()).collect();
+    assert_eq!(faults, ["kill:inner@50", "link:leaf@60+1"]);
+    assert!(report["faults"][0]["counts"] == true && report["audit"]["problems"].as_array().unwrap().is_empty());
+    assert!(
+        report["origin"]["counted_by"] == "registry" && report["origin"]["bytes_sent"].as_u64().unwrap() >= 12 << 20
+    );
 }

@@ -1,0 +1,247 @@
+//! `report.md`: what was measured, what each plot shows, and the command that makes it again. Made from the folder's raw data alone.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use super::folder::Folder;
+use super::job::{Job, Part, Work};
+use super::perform::Found;
+use super::{figures, tables};
+use crate::lab_commands::compare::CompareRow;
+use crate::lab_commands::environment::Environment;
+use crate::lab_commands::report::LabReport;
+use crate::output;
+
+/// What there is of the set.
+pub(super) struct Page<'a> {
+    folder: &'a Folder,
+    jobs: &'a [Job],
+    found: Vec<Option<Found>>,
+    quick: bool,
+}
+
+impl<'a> Page<'a> {
+    /// Reads what the folder holds of `jobs`.
+    pub(super) fn new(folder: &'a Folder, jobs: &'a [Job], quick: bool) -> Result<Self> {
+        Ok(Self { folder, jobs, found: jobs.iter().map(|job| folder.read(job)).collect(), quick })
+    }
+
+    /// Where it goes.
+    pub(super) fn path(&self) -> PathBuf {
+        self.folder.path().join("report.md")
+    }
+
+    /// Jobs without data.
+    pub(super) fn missing(&self) -> Vec<&str> {
+        let all = self.jobs.iter().zip(&self.found);
+        all.filter(|(_, found)| found.is_none()).map(|(job, _)| &*job.key).collect()
+    }
+
+    /// What is wrong with what was found.
+    pub(super) fn problems(&self) -> Vec<String> {
+        let all = self.jobs.iter().zip(&self.found);
+        let problems = all.filter_map(|(job, found)| Some((job, found.as_ref()?)));
+        problems.flat_map(|(job, found)| found.problems.iter().map(|text| format!("{}: {text}", job.key))).collect()
+    }
+
+    /// A few lines for the terminal.
+    pub(super) fn summary(&self, problems: &[String]) -> String {
+        let mut lines: Vec<String> = problems.iter().map(|problem| format!("PROBLEM: {problem}")).collect();
+        match self.missing().len() {
+            0 => {}
+            count => lines
+                .push(format!("{count} of {} experiments are missing; the same command makes them", self.jobs.len())),
+        }
+        lines.push(format!("report: {}", self.path().display()));
+        lines.join("\n")
+    }
+
+    /// Writes the page and its plots.
+    pub(super) fn write(&self) -> Result<()> {
+        let mut text = self.head();
+        for (part, chapter) in [
+            (Part::Completion, self.completion()?),
+            (Part::Timeline, self.timelines()?),
+            (Part::Relay, self.relay()?),
+            (Part::Faults, self.faults()?),
+            (Part::Chaos, self.chaos()),
+        ] {
+            text += &chapter;
+            text += &self.remarks(part);
+        }
+        let path = self.path();
+        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    fn head(&self) -> String {
+        let mut text = "# FaaSNet in the lab\n\n".to_owned();
+        if self.quick {
+            text += "**A smoke run: the figures say nothing.**\n\n";
+        }
+        text += &format!(
+            "Made by `{}`. Hosts are network namespaces of one machine with shaped links; \"bound\" is the time that one\nraw TCP flow takes for the same bytes over the same links, measured in the same run. \"Origin ×\" is what left the origin's\ninterface ÷ the image. The numbers of every run are in `raw/`.\n\n",
+            self.command(None)
+        );
+        let mut environments: Vec<&Environment> = Vec::new();
+        for environment in self.found.iter().flatten().filter_map(|found| found.environment.as_ref()) {
+            if !environments.contains(&environment) {
+                environments.push(environment);
+            }
+        }
+        for environment in &environments {
+            let sysctls: Vec<_> = environment.sysctls.iter().map(|(name, value)| format!("{name} = {value}")).collect();
+            let Environment { version, kernel, processor, cores, memory_bytes, .. } = environment;
+            // Ignored: writing to a string cannot fail.
+            let _ = writeln!(
+                text,
+                "- FaaSNet {version}, Linux {kernel}, {cores} cores of {processor}, {} of memory; {}",
+                output::bytes(*memory_bytes),
+                sysctls.join("; ")
+            );
+        }
+        if let Some((median, most)) = self.waited() {
+            text += &format!(
+                "- Runnable threads waited for a core {median:.0} % of the time of all cores (median over the experiments; at most {most:.0} %):\n  far above 100 % the machine and not the links sets the pace.\n"
+            );
+        }
+        text
+    }
+
+    /// How long runnable threads waited, in percent of the time of all cores: median and most.
+    fn waited(&self) -> Option<(f64, f64)> {
+        let share = |lab: &LabReport| {
+            let delay = lab.median.scheduling;
+            Some(100.0 * delay.waited_seconds? / (delay.seconds * delay.cores as f64).max(1e-9))
+        };
+        let mut shares: Vec<f64> = self.found.iter().flatten().filter_map(|found| share(found.lab.as_ref()?)).collect();
+        shares.sort_by(f64::total_cmp);
+        Some((*shares.get(shares.len() / 2)?, *shares.last()?))
+    }
+
+    fn completion(&self) -> Result<String> {
+        let mut rows: Vec<CompareRow> =
+            self.of(Part::Completion).filter_map(|(_, found)| found.compare.clone()).flatten().collect();
+        rows.sort_by_key(|row| row.hosts);
+        let mut text = title("Completion");
+        if rows.is_empty() {
+            return Ok(text);
+        }
+        let plans = self.jobs.iter().filter_map(|job| match &job.work {
+            Work::Compare(plan) => Some(plan),
+            _ => None,
+        });
+        let what = plans
+            .map(|plan| format!("{} at {}, {}", output::bytes(plan.size), plan.rate, runs(plan.runs)))
+            .next()
+            .unwrap_or_default();
+        figures::completion(&self.folder.path().join("completion.svg"), &format!("Slowest host, {what}"), &rows)?;
+        text += &format!(
+            "![slowest host against number of hosts](completion.svg)\n\nThe time until the slowest host has everything, divided by the bound: {what}. 1 is as fast as a copy to a\nsingle host; `direct` is every host reading the origin (one run). Lower is better; the vertical axis is logarithmic.\n\n"
+        );
+        text += &tables::completion(&rows);
+        text += "\n";
+        text += &tables::systems(&rows);
+        Ok(text)
+    }
+
+    fn timelines(&self) -> Result<String> {
+        let mut text = title("Time line");
+        for (job, found) in self.of(Part::Timeline) {
+            let Some(timeline) = &found.timeline else { continue };
+            let file = format!("{}.svg", job.key);
+            timeline.draw(&self.folder.path().join(&file))?;
+            text += &format!("![{}]({file})\n\n", timeline.title);
+        }
+        let mut labs = self.labs(Part::Timeline).peekable();
+        if labs.peek().is_some() {
+            text += "How much of the image each host had received at each moment, one line per host; the vertical stands at the bound. Lines close\ntogether mean that no host waits for another; with one tree (`complete`) they rise at half of the rate.\n\n";
+            text += &tables::transfers(labs);
+        }
+        Ok(text)
+    }
+
+    fn relay(&self) -> Result<String> {
+        let mut text = title("Relay engines");
+        for (_, found) in self.of(Part::Relay) {
+            let (Some(report), Some(svg)) = (&found.relay, &found.relay_svg) else { continue };
+            let path = self.folder.path().join("relay.svg");
+            std::fs::write(&path, svg).with_context(|| format!("cannot write {}", path.display()))?;
+            text += "![throughput of one relay by engine](relay.svg)\n\nOne relay on a core of its own, from one upstream to two children: GiB/s from upstream, and CPU seconds of the relay per GiB. `splice`\nand the like are the agent's worker; `copy-256k` and below are loops to compare with. `keep` writes a file, `+blake3` verifies.\n\n";
+            text += &tables::relay(report);
+        }
+        Ok(text)
+    }
+
+    fn faults(&self) -> Result<String> {
+        let mut text = title("Faults");
+        if self.labs(Part::Faults).next().is_none() {
+            return Ok(text);
+        }
+        figures::faults(&self.folder.path().join("faults.svg"), self.labs(Part::Faults))?;
+        text += "![slowest undisturbed host by fault](faults.svg)\n\nEach fault hits when its victim holds so many percent of the image (`@`, else 50); `+` is how long it lasts. The bars are the slowest\nhost that the fault did not hit, divided by the bound; the line stands at 1.25. A stall is a time with less than 5 % of the rate.\n\"Read again\" is what the origin sent twice, mostly bytes that only a dead root had.\n\n";
+        text += &tables::faults(self.labs(Part::Faults));
+        Ok(text)
+    }
+
+    fn chaos(&self) -> String {
+        let mut text = title("Chaos");
+        if let Some(lab) = self.labs(Part::Chaos).next() {
+            let plan = &lab.settings;
+            text += &format!(
+                "Random faults from a seed for {} s on {} hosts, {} at {}; all are undone, so every host must end with the image. In most\nruns somebody is always away or slow, so the times say little; the audit says everything.\n\n",
+                plan.seconds,
+                plan.hosts,
+                output::bytes(plan.size),
+                plan.rate()
+            );
+            text += &tables::chaos(self.labs(Part::Chaos));
+        }
+        text
+    }
+
+    /// What went wrong, what is missing, and the command.
+    fn remarks(&self, part: Part) -> String {
+        let mut text = String::new();
+        for (job, found) in self.of(part) {
+            found
+                .problems
+                .iter()
+                .for_each(|problem| text += &format!("- PROBLEM: {}: {}\n", job.key, output::one_line(problem)));
+        }
+        let missing: Vec<_> = self.missing_of(part).collect();
+        if !missing.is_empty() {
+            text += &format!("- not measured: {}\n", missing.join(", "));
+        }
+        format!("\n{text}\n`{}`\n", self.command(Some(part)))
+    }
+
+    fn command(&self, part: Option<Part>) -> String {
+        let name = self.folder.path().file_name().unwrap_or_default().to_string_lossy();
+        let only = part.map(|part| format!(" --only {part} --again")).unwrap_or_default();
+        format!("faasnet lab report {name}{only}{}", if self.quick { " --quick" } else { "" })
+    }
+
+    fn of(&self, part: Part) -> impl Iterator<Item = (&Job, &Found)> {
+        let all = self.jobs.iter().zip(&self.found).filter(move |(job, _)| job.part == part);
+        all.filter_map(|(job, found)| Some((job, found.as_ref()?)))
+    }
+
+    fn missing_of(&self, part: Part) -> impl Iterator<Item = &str> {
+        let all = self.jobs.iter().zip(&self.found).filter(move |(job, _)| job.part == part);
+        all.filter(|(_, found)| found.is_none()).map(|(job, _)| &*job.key)
+    }
+
+    fn labs(&self, part: Part) -> impl Iterator<Item = &LabReport> {
+        self.of(part).filter_map(|(_, found)| found.lab.as_ref())
+    }
+}
+
+fn title(text: &str) -> String {
+    format!("\n## {text}\n\n")
+}
+
+fn runs(count: usize) -> String {
+    if count == 1 { "one run".into() } else { format!("median of {count} runs") }
+}

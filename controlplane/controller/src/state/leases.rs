@@ -1,0 +1,42 @@
+//! Leave to read the origin, for members that are neither root nor heir and have nobody else left.
+//!
+//! One per function and stripe at a time, for a short while: a burst of orphans costs the origin one more reader, and the others receive
+//! from it.
+
+use faasnet_api::{FunctionId, NodeId, v1};
+
+use super::State;
+use super::function::Lease;
+use super::io::{Now, Output};
+
+impl State {
+    /// A node knows nobody any more from whom it could receive a stripe.
+    pub(super) fn origin_wanted(&mut self, now: Now, id: NodeId, wanted: &v1::OriginWanted) {
+        let Ok(function_id) = FunctionId::try_from(&wanted.function_id[..]) else { return };
+        let Some(session) = self.nodes.get(&id).and_then(|node| node.session) else { return };
+        let lease_ms = self.settings.origin_lease_ms;
+        let nodes = &self.nodes;
+        let Some(function) = self.functions.get_mut(&function_id).filter(|function| function.has_place(&id)) else {
+            return;
+        };
+        let Ok(stripe) = u8::try_from(wanted.stripe) else { return };
+        if stripe >= function.trees.stripes() {
+            return;
+        }
+        // Who died, left or has everything needs it no more.
+        let uses = |lease: &Lease| {
+            let member = function.wanted.get(&lease.node);
+            now.ms < lease.until_ms
+                && nodes.get(&lease.node).is_some_and(|node| !node.is_dead())
+                && member.is_some_and(|member| !member.failed && !member.is_complete())
+        };
+        let held = function.leases.get(&stripe).filter(|lease| uses(lease));
+        let granted = held.is_none_or(|lease| lease.node == id);
+        if granted {
+            function.leases.insert(stripe, Lease { node: id, until_ms: now.ms + lease_ms });
+        }
+        let seconds = if granted { lease_ms.div_ceil(1_000) as u32 } else { 0 };
+        let lease = v1::OriginLease { function_id: wanted.function_id.clone(), stripe: wanted.stripe, seconds };
+        self.emit(Output::Send { session, command: v1::command::Command::OriginLease(lease) });
+    }
+}

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use faasnet_relay::wire::{self, Kind, WaitingFor};
+use faasnet_relay::wire::{self, Challenge, Kind, NONCE_BYTES, WaitingFor};
 
 use super::gate::{Gate, PATIENCE};
 use super::network::{Network, Place};
@@ -85,6 +85,7 @@ fn serve(listener: &TcpListener, protocol: Protocol, stream: &Stream, gate: &Gat
 
 /// The parent's part of the handshake.
 fn greet(socket: &mut TcpStream) -> Result<()> {
+    socket.write_all(&Challenge { node: ORIGIN_NODE, nonce: [0; NONCE_BYTES] }.encode())?;
     let (hello, _) = read_frame(socket)?;
     ensure!(hello.kind == Kind::Hello, "the relay began with {:?}", hello.kind);
     socket.write_all(&wire::encode_path(Kind::Welcome, &[ORIGIN_NODE]))?;

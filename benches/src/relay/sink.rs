@@ -4,17 +4,17 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use faasnet_api::{NodeId, Stripe, Ticket};
-use faasnet_relay::wire::{self, Frame, HEADER_BYTES, Hello, Kind};
+use faasnet_api::{NodeId, Stripe};
+use faasnet_relay::wire::{self, Challenge, Frame, HEADER_BYTES, Hello, Kind, UNSIGNED};
 use rustix::net::RecvFlags;
 
 use super::gate::{Gate, PATIENCE};
 use super::network::{Network, Place};
 use super::origin::{Protocol, read_head};
-use super::process::{FUNCTION, SECRET};
+use super::process::{FUNCTION, KEY, ticket};
 use super::stream::{FRAME_BYTES, Stream};
 
 /// A running child.
@@ -88,20 +88,23 @@ fn take(
 
 /// The child's part of the handshake: everything is wanted.
 fn greet(socket: &mut TcpStream, node: NodeId, stream: &Stream) -> Result<()> {
-    let (secret, function, image) = (SECRET.clone(), *FUNCTION, stream.descriptor.id());
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-    let hello = Hello {
-        function,
+    let (frame, payload) = read_frame(socket)?;
+    ensure!(frame.kind == Kind::Challenge, "the relay began with {:?}", frame.kind);
+    let image = stream.descriptor.id();
+    let mut hello = Hello {
+        function: *FUNCTION,
         image,
         node,
         term: 1,
         epoch: 1,
-        ticket: Ticket::issue(&secret, node, function, image, now),
+        ticket: ticket(node, image),
         address: SocketAddr::from(([0, 0, 0, 0], 0)),
         stripe: Stripe(0),
         stripes: 1,
         wants_descriptor: false,
+        proof: UNSIGNED,
     };
+    hello.proof = KEY.sign(&hello.message(&Challenge::parse(&payload)?));
     socket.write_all(&hello.encode())?;
     while read_frame(socket)?.0.kind != Kind::Welcome {}
     // Bits beyond the last block are ignored.

@@ -1,4 +1,4 @@
-//! Identifiers of nodes, functions and images: fixed-size bytes, printed as hexadecimal.
+//! Identifiers of nodes, tenants, functions, images and keys: fixed-size bytes, printed as hexadecimal.
 
 use std::fmt;
 use std::str::FromStr;
@@ -86,6 +86,33 @@ id!(
     ImageId, 32, "an image id"
 );
 
+id!(
+    /// A tenant: derived from its name.
+    TenantId, 16, "a tenant id"
+);
+id!(
+    /// An Ed25519 public key (RFC 8032).
+    PublicKey, 32, "a public key"
+);
+id!(
+    /// Which key signed a ticket: derived from the public key.
+    KeyId, 8, "a key id"
+);
+
+impl TenantId {
+    /// The id of `tenant`.
+    pub fn new(tenant: &str) -> Self {
+        Self(derived("faasnet 2026 tenant id", tenant.as_bytes()))
+    }
+}
+
+impl PublicKey {
+    /// The short name of this key.
+    pub fn id(&self) -> KeyId {
+        KeyId(derived("faasnet 2026 key id", &self.0))
+    }
+}
+
 impl FunctionId {
     /// The id of `function` of `tenant`.
     pub fn new(tenant: &str, function: &str) -> Self {
@@ -97,6 +124,12 @@ impl FunctionId {
         hasher.finalize_xof().fill(&mut id);
         Self(id)
     }
+}
+
+fn derived<const N: usize>(context: &str, bytes: &[u8]) -> [u8; N] {
+    let mut id = [0; N];
+    blake3::Hasher::new_derive_key(context).update(bytes).finalize_xof().fill(&mut id);
+    id
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {

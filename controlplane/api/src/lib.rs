@@ -10,13 +10,19 @@ pub mod geometry;
 pub mod ids;
 #[cfg(feature = "rpc")]
 mod json;
+#[cfg(feature = "keys")]
+pub mod keys;
+mod secret;
 pub mod ticket;
 pub mod verify;
 
 pub use descriptor::{Descriptor, DescriptorError, Entry, Origin};
 pub use geometry::{BLOCK_BYTES, BlockIndex, CHUNK_BYTES, ChunkIndex, Geometry, MAX_BLOCK_BYTES, Stripe};
-pub use ids::{FunctionId, IdError, ImageId, NodeId};
-pub use ticket::{ClusterSecret, Ticket, TicketError};
+pub use ids::{FunctionId, IdError, ImageId, KeyId, NodeId, PublicKey, TenantId};
+#[cfg(feature = "keys")]
+pub use keys::{KeySet, SigningKey, TicketKey};
+pub use secret::ClusterSecret;
+pub use ticket::{Claims, Ticket, TicketError};
 pub use verify::{BlockDigest, Verify};
 
 /// Generated protobuf messages and gRPC services; `proto/faasnet/v1/faasnet.proto` documents each.

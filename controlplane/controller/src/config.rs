@@ -43,6 +43,20 @@ pub struct Config {
     pub restart_grace_ms: u64,
     /// How many functions a node holds at most.
     pub functions_per_node: u32,
+    /// How much of its memory functions may fill on a node, in percent.
+    pub memory_percent: u32,
+    /// A function is taken from a node where nobody used it for so long; 0: never.
+    pub idle_reclaim_ms: u64,
+    /// How long a node that is drained or scaled down waits for its children to move before it lets a function go.
+    pub drain_patience_ms: u64,
+    /// A node below this share of the line rate, in percent, moves where it holds up few.
+    pub slow_percent: u32,
+    /// Below this share it feeds nobody.
+    pub receive_only_percent: u32,
+    /// After this time a straggler gets another try.
+    pub straggler_retry_ms: u64,
+    /// How long a node that has lost all its upstreams may read the origin.
+    pub origin_lease_ms: u64,
     /// After this time a dead node that no function wants is forgotten.
     pub forget_dead_ms: u64,
     /// How often a client that provisions hears of changes.
@@ -66,6 +80,13 @@ impl Default for Config {
             reattach_ms: 10_000,
             restart_grace_ms: 2_000,
             functions_per_node: 20,
+            memory_percent: 90,
+            idle_reclaim_ms: 15 * 60 * 1000,
+            drain_patience_ms: 60_000,
+            slow_percent: 70,
+            receive_only_percent: 50,
+            straggler_retry_ms: 10 * 60 * 1000,
+            origin_lease_ms: 30_000,
             forget_dead_ms: 24 * 3600 * 1000,
             progress_ms: 200,
             commands_per_agent: 256,
@@ -88,6 +109,13 @@ impl fmt::Debug for Config {
             .field("reattach_ms", &self.reattach_ms)
             .field("restart_grace_ms", &self.restart_grace_ms)
             .field("functions_per_node", &self.functions_per_node)
+            .field("memory_percent", &self.memory_percent)
+            .field("idle_reclaim_ms", &self.idle_reclaim_ms)
+            .field("drain_patience_ms", &self.drain_patience_ms)
+            .field("slow_percent", &self.slow_percent)
+            .field("receive_only_percent", &self.receive_only_percent)
+            .field("straggler_retry_ms", &self.straggler_retry_ms)
+            .field("origin_lease_ms", &self.origin_lease_ms)
             .field("forget_dead_ms", &self.forget_dead_ms)
             .field("progress_ms", &self.progress_ms)
             .field("commands_per_agent", &self.commands_per_agent)
@@ -124,13 +152,14 @@ impl Config {
     }
 
     /// What the state machine needs of the settings.
-    pub(crate) fn settings(&self, secret: ClusterSecret) -> anyhow::Result<Settings> {
+    pub(crate) fn settings(&self, ticket_seed: [u8; 32]) -> anyhow::Result<Settings> {
         let positive = [
             ("heartbeat_ms", u64::from(self.heartbeat_ms)),
             ("idle_heartbeat_ms", self.idle_heartbeat_ms.into()),
             ("suspect_after_missed", self.suspect_after_missed.into()),
             ("probe_timeout_ms", self.probe_timeout_ms),
             ("functions_per_node", self.functions_per_node.into()),
+            ("memory_percent", self.memory_percent.into()),
             ("progress_ms", self.progress_ms),
             ("commands_per_agent", self.commands_per_agent as u64),
         ];
@@ -138,13 +167,20 @@ impl Config {
             ensure!(value > 0, "{name} must be at least 1");
         }
         Ok(Settings {
-            secret,
+            ticket_seed,
             heartbeat_ms: self.heartbeat_ms,
             idle_heartbeat_ms: self.idle_heartbeat_ms,
             suspect_after_missed: self.suspect_after_missed,
             reattach_ms: self.reattach_ms,
             restart_grace_ms: self.restart_grace_ms,
             functions_per_node: self.functions_per_node,
+            memory_percent: self.memory_percent,
+            idle_reclaim_ms: self.idle_reclaim_ms,
+            drain_patience_ms: self.drain_patience_ms,
+            slow_percent: self.slow_percent,
+            receive_only_percent: self.receive_only_percent,
+            straggler_retry_ms: self.straggler_retry_ms,
+            origin_lease_ms: self.origin_lease_ms,
             forget_dead_ms: self.forget_dead_ms,
             progress_ms: self.progress_ms,
         })

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use faasnet_api::keys::random_bytes;
 use faasnet_api::v1::agent_session_server::AgentSessionServer;
 use faasnet_api::v1::control_server::ControlServer;
 use faasnet_api::{ClusterSecret, v1};
@@ -53,7 +54,7 @@ impl Controller {
     /// As [`Controller::start`], with another way to register images.
     pub async fn start_with(config: Config, registrar: Arc<dyn Registrar>) -> anyhow::Result<Self> {
         let secret = config.secret()?;
-        let settings = config.settings(secret.clone())?;
+        let settings = config.settings(random_bytes())?;
         // Bound before the state is touched: a second controller must not raise the term on its way out.
         let listener = TcpListener::bind(config.listen).await.with_context(|| {
             format!(
@@ -71,7 +72,7 @@ impl Controller {
                 config.state_dir.display()
             )
         })?;
-        store.commit(vec![(Key::Term, state.record(Key::Term))])?;
+        store.commit([Key::Term, Key::TicketKeys].map(|key| (key, state.record(key))).into())?;
         tracing::info!(%local_addr, http = %http.address(), term = state.term(), "controller started");
         for address in [local_addr, http.address()].into_iter().filter(|address| !address.ip().is_loopback()) {
             tracing::warn!("{address} is not encrypted; callers from other machines need the cluster's token");

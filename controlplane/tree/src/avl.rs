@@ -4,12 +4,14 @@
 //! Every node knows the height of its subtree and how far below it the nearest free side is, so both operations walk one path and cost
 //! O(log n). The root's place goes to its heir when it leaves, since the heir has data; a leaf would have to read the origin again.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 
 use crate::arrangement::Arrangement;
+use crate::hash::Seed;
 use crate::index::Slot;
-use crate::plan::ChangeLog;
+use crate::plan::{ChangeLog, Stand};
 
 /// No node.
 const NONE: Slot = Slot::MAX;
@@ -35,12 +37,14 @@ pub(crate) struct Avl<K> {
     /// The members, in no order; a member's index is its slot.
     members: Vec<K>,
     links: Vec<Links>,
-    slot_of: HashMap<K, Slot>,
+    slot_of: HashMap<K, Slot, Seed>,
+    /// Where the last node was inserted, while nothing else changed: the first free side is there as long as it has one.
+    hint: Slot,
 }
 
 impl<K: Copy + Eq + Hash> Avl<K> {
     pub(crate) fn new() -> Self {
-        Self { root: NONE, members: Vec::new(), links: Vec::new(), slot_of: HashMap::new() }
+        Self { root: NONE, members: Vec::new(), links: Vec::new(), slot_of: HashMap::default(), hint: NONE }
     }
 
     /// A tree from its members in pre-order and the sets of those that have a left or a right child; `None` when that is no tree.
@@ -100,9 +104,10 @@ impl<K: Copy + Eq + Hash> Avl<K> {
     /// A new leaf; `None` when the node is a member already.
     fn add(&mut self, node: K, parent: Slot) -> Option<Slot> {
         let slot = self.members.len() as Slot;
-        if self.slot_of.insert(node, slot).is_some() {
-            return None;
-        }
+        match self.slot_of.entry(node) {
+            Entry::Occupied(_) => return None,
+            Entry::Vacant(entry) => entry.insert(slot),
+        };
         self.members.push(node);
         self.links.push(Links { parent, children: [NONE; 2], height: 1, free: 0 });
         Some(slot)
@@ -157,9 +162,14 @@ impl<K: Copy + Eq + Hash> Avl<K> {
 
     /// Notes a node's present parent before it may change.
     fn note(&self, slot: Slot, log: &mut ChangeLog<K>) {
-        if let Some(node) = self.key(slot) {
-            log.note(0, slot, node, Some(self.key(self.at(slot).parent)));
+        if slot != NONE {
+            log.note(0, slot, || self.stand_at(slot));
         }
+    }
+
+    fn stand_at(&self, slot: Slot) -> Stand<K> {
+        let (node, links) = (self.key(slot)?, self.links.get(slot as usize)?);
+        Some((node, self.key(links.parent)))
     }
 
     fn note_children(&self, slot: Slot, log: &mut ChangeLog<K>) {
@@ -240,12 +250,15 @@ impl<K: Copy + Eq + Hash> Avl<K> {
         let child = if left == NONE { right } else { left };
         self.set_child(parent, self.side_of(parent, slot), child);
         self.rebalance(parent, log);
-        self.free(slot);
+        self.free(slot, log);
+        self.hint = NONE;
     }
 
     /// Gives the slot of an unhooked node to the last one, so that the arrays stay dense.
-    fn free(&mut self, slot: Slot) {
+    fn free(&mut self, slot: Slot, log: &mut ChangeLog<K>) {
         let last = self.members.len() as Slot - 1;
+        // The last one keeps its neighbours; its place has another number.
+        self.note(last, log);
         if slot != last {
             let Links { parent, children, .. } = *self.at(last);
             self.set_child(parent, self.side_of(parent, last), slot);
@@ -305,10 +318,16 @@ impl<K: Copy + Eq + Hash> Arrangement<K> for Avl<K> {
         self.slot_of.contains_key(node)
     }
 
-    fn insert(&mut self, node: K, log: &mut ChangeLog<K>) {
-        log.note(0, self.members.len() as Slot, node, None);
-        let parent = if self.root == NONE { NONE } else { self.first_free() };
-        let Some(slot) = self.add(node, parent) else { return };
+    fn insert(&mut self, node: K, log: &mut ChangeLog<K>) -> bool {
+        let hint = self.links.get(self.hint as usize).filter(|links| links.free == 0);
+        let parent = match (self.root, hint) {
+            (NONE, _) => NONE,
+            (_, Some(_)) => self.hint,
+            (_, None) => self.first_free(),
+        };
+        let Some(slot) = self.add(node, parent) else { return false };
+        log.note(0, slot, || None);
+        self.hint = parent;
         let side = match self.links.get(parent as usize) {
             Some(links) if links.children[LEFT] != NONE => RIGHT,
             _ => LEFT,
@@ -316,10 +335,11 @@ impl<K: Copy + Eq + Hash> Arrangement<K> for Avl<K> {
         self.set_child(parent, side, slot);
         // Never unbalanced: all nodes above the first free side have two children.
         self.rebalance(parent, log);
+        true
     }
 
-    fn remove(&mut self, node: K, log: &mut ChangeLog<K>) {
-        let Some(mut slot) = self.slot(&node) else { return };
+    fn remove(&mut self, node: K, log: &mut ChangeLog<K>) -> bool {
+        let Some(mut slot) = self.slot(&node) else { return false };
         if slot == self.root {
             let heir = self.at(slot).children.into_iter().find(|child| *child != NONE);
             if let Some(heir) = heir {
@@ -333,6 +353,7 @@ impl<K: Copy + Eq + Hash> Arrangement<K> for Avl<K> {
             slot = substitute;
         }
         self.unhook(slot, log);
+        true
     }
 
     fn demote(&mut self, node: &K, is_slow: &dyn Fn(&K) -> bool, log: &mut ChangeLog<K>) {
@@ -373,12 +394,8 @@ impl<K: Copy + Eq + Hash> Arrangement<K> for Avl<K> {
         Some(self.key(self.at(slot).parent))
     }
 
-    fn parent_by_slot(&self, stripe: u8, slot: Slot, node: &K) -> Option<Option<K>> {
-        // An operation may have moved it to another number since.
-        match self.key(slot).as_ref() == Some(node) {
-            true => Some(self.key(self.at(slot).parent)),
-            false => self.parent(stripe, node),
-        }
+    fn stand(&self, _stripe: u8, place: u32) -> Stand<K> {
+        self.stand_at(place)
     }
 
     fn children(&self, stripe: u8, node: &K) -> [Option<K>; 2] {
@@ -388,8 +405,9 @@ impl<K: Copy + Eq + Hash> Arrangement<K> for Avl<K> {
         }
     }
 
-    fn order(&self, stripe: u8) -> &[K] {
-        if stripe == 0 { &self.members } else { &[] }
+    fn order(&self, stripe: u8) -> Box<dyn DoubleEndedIterator<Item = K> + '_> {
+        let members: &[K] = if stripe == 0 { &self.members } else { &[] };
+        Box::new(members.iter().copied())
     }
 
     fn check(&self) -> Result<(), String> {

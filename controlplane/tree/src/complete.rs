@@ -6,8 +6,8 @@
 use std::hash::Hash;
 
 use crate::arrangement::Arrangement;
-use crate::index::{Index, Slot};
-use crate::plan::ChangeLog;
+use crate::index::Index;
+use crate::plan::{ChangeLog, Stand};
 use crate::row::Row;
 
 #[derive(Debug, Clone)]
@@ -24,27 +24,29 @@ impl<K: Copy + Eq + Hash> Complete<K> {
 
 impl<K: Copy + Eq + Hash> Arrangement<K> for Complete<K> {
     fn len(&self) -> usize {
-        self.row.places().len()
+        self.row.len()
     }
 
     fn contains(&self, node: &K) -> bool {
         self.index.get(node).is_some()
     }
 
-    fn insert(&mut self, node: K, log: &mut ChangeLog<K>) {
-        let slot = self.index.add(node);
+    fn insert(&mut self, node: K, log: &mut ChangeLog<K>) -> bool {
+        let Ok(slot) = self.index.add_new(node) else { return false };
         self.row.push(node, slot, log);
+        true
     }
 
-    fn remove(&mut self, node: K, log: &mut ChangeLog<K>) {
-        let Some(mut hole) = self.index.remove(&node).and_then(|slot| self.row.place(slot)) else { return };
-        let last = self.row.places().len() - 1;
+    fn remove(&mut self, node: K, log: &mut ChangeLog<K>) -> bool {
+        let Some(mut hole) = self.index.remove(&node).and_then(|slot| self.row.place(slot)) else { return false };
+        let last = self.row.len() - 1;
         if hole == 0 && last > 0 {
             self.row.swap(0, 1, log);
             hole = 1;
         }
         self.row.swap(hole, last, log);
         self.row.pop(log);
+        true
     }
 
     fn demote(&mut self, node: &K, is_slow: &dyn Fn(&K) -> bool, log: &mut ChangeLog<K>) {
@@ -52,7 +54,7 @@ impl<K: Copy + Eq + Hash> Arrangement<K> for Complete<K> {
         let Some(mut place) = place.filter(|place| *place < self.len() / 2) else { return };
         // The last place stays a leaf the longest while others join.
         let leaves = self.len() / 2..self.len();
-        let Some(leaf) = leaves.rev().find(|leaf| !is_slow(&self.row.places()[*leaf])) else { return };
+        let Some(leaf) = leaves.rev().find(|leaf| !is_slow(&self.row.node_at(*leaf))) else { return };
         if place == 0 && leaf > 1 {
             self.row.swap(0, 1, log);
             place = 1;
@@ -68,11 +70,11 @@ impl<K: Copy + Eq + Hash> Arrangement<K> for Complete<K> {
     }
 
     fn expendable(&self) -> Option<K> {
-        self.row.places().last().copied()
+        self.row.nodes().next_back()
     }
 
     fn root(&self, stripe: u8) -> Option<K> {
-        self.order(stripe).first().copied()
+        self.order(stripe).next()
     }
 
     fn parent(&self, stripe: u8, node: &K) -> Option<Option<K>> {
@@ -80,8 +82,8 @@ impl<K: Copy + Eq + Hash> Arrangement<K> for Complete<K> {
         self.row.parent(slot)
     }
 
-    fn parent_by_slot(&self, _stripe: u8, slot: Slot, _node: &K) -> Option<Option<K>> {
-        self.row.parent(slot)
+    fn stand(&self, _stripe: u8, place: u32) -> Stand<K> {
+        self.row.stand(place)
     }
 
     fn children(&self, stripe: u8, node: &K) -> [Option<K>; 2] {
@@ -91,8 +93,8 @@ impl<K: Copy + Eq + Hash> Arrangement<K> for Complete<K> {
         }
     }
 
-    fn order(&self, stripe: u8) -> &[K] {
-        if stripe == 0 { self.row.places() } else { &[] }
+    fn order(&self, stripe: u8) -> Box<dyn DoubleEndedIterator<Item = K> + '_> {
+        Box::new((stripe == 0).then(|| self.row.nodes()).into_iter().flatten())
     }
 
     fn check(&self) -> Result<(), String> {

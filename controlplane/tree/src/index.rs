@@ -4,20 +4,23 @@
 //! places.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::Hash;
+
+use crate::hash::Seed;
 
 /// A member's number, used again when it has left.
 pub(crate) type Slot = u32;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Index<K> {
-    slot_of: HashMap<K, Slot>,
+    slot_of: HashMap<K, Slot, Seed>,
     vacant: Vec<Slot>,
 }
 
 impl<K: Copy + Eq + Hash> Index<K> {
     pub(crate) fn new() -> Self {
-        Self { slot_of: HashMap::new(), vacant: Vec::new() }
+        Self { slot_of: HashMap::default(), vacant: Vec::new() }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -30,12 +33,16 @@ impl<K: Copy + Eq + Hash> Index<K> {
 
     /// The number of `node`, which gets one if it has none.
     pub(crate) fn add(&mut self, node: K) -> Slot {
-        let fresh = self.vacant.last().copied().unwrap_or(self.slot_of.len() as Slot);
-        let slot = *self.slot_of.entry(node).or_insert(fresh);
-        if self.vacant.last() == Some(&slot) {
-            self.vacant.pop();
+        self.add_new(node).unwrap_or_else(|slot| slot)
+    }
+
+    /// A number for a new member; an error with its number when it is one already.
+    pub(crate) fn add_new(&mut self, node: K) -> Result<Slot, Slot> {
+        let fresh = self.slot_of.len() as Slot;
+        match self.slot_of.entry(node) {
+            Entry::Occupied(known) => Err(*known.get()),
+            Entry::Vacant(entry) => Ok(*entry.insert(self.vacant.pop().unwrap_or(fresh))),
         }
-        slot
     }
 
     /// Forgets `node`; answers the number that it had.

@@ -9,6 +9,7 @@
 mod arrangement;
 mod avl;
 mod complete;
+mod hash;
 mod index;
 mod plan;
 mod policy;

@@ -1,7 +1,5 @@
 //! The difference that one change made to the trees, and the log from which it is worked out.
 
-use crate::index::Slot;
-
 /// One node's upstream in one stripe's tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Edge<K> {
@@ -13,7 +11,7 @@ pub struct Edge<K> {
     pub parent: Option<K>,
 }
 
-/// What an `insert`, `remove` or `demote` changed: exactly the edges after it minus those before it, and the reverse.
+/// What an `insert`, `remove`, `demote` or `exchange` changed: exactly the edges after it minus those before it, and the reverse.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan<K> {
     /// Edges that are there now and were not before.
@@ -28,44 +26,67 @@ impl<K> Default for Plan<K> {
     }
 }
 
-/// Remembers how the edges that an operation may touch were before it. An operation touches a bounded number of places, so a
-/// linear search is the fastest look-up.
+/// Remembers who stood at the places that an operation may touch, and under whom. It speaks of places and not of nodes, so that neither
+/// noting nor comparing has to look up where a node stands. An operation touches a bounded number of places: a linear search is the
+/// fastest look-up. Used again by the next operation, so that none allocates.
+#[derive(Debug, Clone)]
 pub(crate) struct ChangeLog<K> {
-    before: Vec<Noted<K>>,
+    places: Vec<Place>,
+    before: Vec<Stand<K>>,
 }
 
-struct Noted<K> {
-    stripe: u8,
-    /// The node's number when it was noted, so that it need not be looked up again.
-    slot: Slot,
-    node: K,
-    upstream: Option<Option<K>>,
+/// A place of one stripe's tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    stripe: u32,
+    place: u32,
 }
+
+/// Who stands at a place, and under whom; `None`: nobody.
+pub(crate) type Stand<K> = Option<(K, Option<K>)>;
 
 impl<K: Copy + Eq> ChangeLog<K> {
     pub(crate) fn new() -> Self {
-        Self { before: Vec::with_capacity(24) }
+        Self { places: Vec::with_capacity(32), before: Vec::with_capacity(32) }
     }
 
-    /// Notes the upstream of `node` before its first change; `None`: it was not in the tree. Later notes of the same edge change nothing.
-    pub(crate) fn note(&mut self, stripe: u8, slot: Slot, node: K, upstream: Option<Option<K>>) {
-        if !self.before.iter().any(|noted| (noted.stripe, noted.node) == (stripe, node)) {
-            self.before.push(Noted { stripe, slot, node, upstream });
+    /// Notes who stands at a place before its first change. Later notes of the same place change nothing.
+    pub(crate) fn note(&mut self, stripe: u8, place: u32, stand: impl FnOnce() -> Stand<K>) {
+        let place = Place { stripe: stripe.into(), place };
+        if !self.places.contains(&place) {
+            self.places.push(place);
+            self.before.push(stand());
         }
     }
 
-    /// The difference between what was noted and what `upstream` says now.
-    pub(crate) fn finish(self, upstream: impl Fn(u8, Slot, &K) -> Option<Option<K>>) -> Plan<K> {
-        let noted = self.before.len();
-        let mut plan = Plan { changed: Vec::with_capacity(noted), freed: Vec::with_capacity(noted) };
-        for Noted { stripe, slot, node, upstream: before } in self.before {
-            let after = upstream(stripe, slot, &node);
+    /// The difference between what was noted and what `now` says; the log is empty again.
+    pub(crate) fn finish(&mut self, now: impl Fn(u8, u32) -> Stand<K>) -> Plan<K> {
+        let noted = self.places.len();
+        let mut plan = Plan::default();
+        for (Place { stripe, place }, before) in self.places.drain(..).zip(self.before.drain(..)) {
+            let stripe = stripe as u8;
+            let after = now(stripe, place);
             if before == after {
                 continue;
             }
-            plan.freed.extend(before.map(|parent| Edge { stripe, node, parent }));
-            plan.changed.extend(after.map(|parent| Edge { stripe, node, parent }));
+            for (list, stand) in [(&mut plan.freed, before), (&mut plan.changed, after)] {
+                if let Some((node, parent)) = stand {
+                    if list.capacity() == 0 {
+                        list.reserve_exact(noted);
+                    }
+                    list.push(Edge { stripe, node, parent });
+                }
+            }
         }
+        // Who moved to another place under the same parent has the same edge as before.
+        let Plan { changed, freed } = &mut plan;
+        changed.retain(|edge| match freed.iter().position(|before| before == edge) {
+            Some(same) => {
+                freed.swap_remove(same);
+                false
+            }
+            None => true,
+        });
         plan
     }
 }

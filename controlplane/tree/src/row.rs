@@ -1,28 +1,33 @@
 //! One tree as an array heap: the children of place i are at 2i+1 and 2i+2, so a tree of n nodes has minimum height and exactly
 //! ⌊n/2⌋ inner nodes, the first ones.
 //!
-//! Policies change it only by `push`, `swap` and `pop`, which note every edge that they may touch.
+//! Policies change it only by `push`, `swap` and `pop`, which note every place that they may touch.
 
 use std::hash::Hash;
 
 use crate::index::{Index, Slot};
-use crate::plan::ChangeLog;
+use crate::plan::{ChangeLog, Stand};
 
 #[derive(Debug, Clone)]
 pub(crate) struct Row<K> {
     stripe: u8,
-    places: Vec<K>,
-    /// Who stands at each place, by number.
-    slots: Vec<Slot>,
+    /// Who stands at each place. Name and number lie side by side: a place costs one miss of the cache.
+    places: Vec<Member<K>>,
     /// Where each number stands; [`NOWHERE`] for those that are not in the row.
     place_of: Vec<u32>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Member<K> {
+    node: K,
+    slot: Slot,
 }
 
 const NOWHERE: u32 = u32::MAX;
 
 impl<K: Copy + Eq + Hash> Row<K> {
     pub(crate) fn new(stripe: u8) -> Self {
-        Self { stripe, places: Vec::new(), slots: Vec::new(), place_of: Vec::new() }
+        Self { stripe, places: Vec::new(), place_of: Vec::new() }
     }
 
     /// A row in the given order; `None` when a node is listed twice.
@@ -38,12 +43,21 @@ impl<K: Copy + Eq + Hash> Row<K> {
         Some(row)
     }
 
-    pub(crate) fn places(&self) -> &[K] {
-        &self.places
+    pub(crate) fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    pub(crate) fn nodes(&self) -> impl DoubleEndedIterator<Item = K> + '_ {
+        self.places.iter().map(|member| member.node)
+    }
+
+    /// Who stands at a place that exists.
+    pub(crate) fn node_at(&self, place: usize) -> K {
+        self.places[place].node
     }
 
     pub(crate) fn slot_at(&self, place: usize) -> Slot {
-        self.slots[place]
+        self.places[place].slot
     }
 
     pub(crate) fn place(&self, slot: Slot) -> Option<usize> {
@@ -55,13 +69,20 @@ impl<K: Copy + Eq + Hash> Row<K> {
     }
 
     pub(crate) fn children(&self, slot: Slot) -> [Option<K>; 2] {
-        let child = |n| self.place(slot).and_then(|place| self.places.get(2 * place + n).copied());
+        let child =
+            |n| self.place(slot).and_then(|place| self.places.get(2 * place + n)).map(|member: &Member<K>| member.node);
         [child(1), child(2)]
+    }
+
+    /// Who stands at a place, and under whom.
+    pub(crate) fn stand(&self, place: u32) -> Stand<K> {
+        let place = place as usize;
+        self.places.get(place).map(|member| (member.node, self.parent_of_place(place)))
     }
 
     /// Appends `node` as the last leaf.
     pub(crate) fn push(&mut self, node: K, slot: Slot, log: &mut ChangeLog<K>) {
-        log.note(self.stripe, slot, node, None);
+        log.note(self.stripe, self.places.len() as u32, || None);
         self.append(node, slot);
     }
 
@@ -73,9 +94,8 @@ impl<K: Copy + Eq + Hash> Row<K> {
         self.note(one, log);
         self.note(other, log);
         self.places.swap(one, other);
-        self.slots.swap(one, other);
         for place in [one, other] {
-            self.place_of[self.slots[place] as usize] = place as u32;
+            self.place_of[self.places[place].slot as usize] = place as u32;
         }
     }
 
@@ -83,16 +103,16 @@ impl<K: Copy + Eq + Hash> Row<K> {
     pub(crate) fn pop(&mut self, log: &mut ChangeLog<K>) {
         if let Some(last) = self.places.len().checked_sub(1) {
             self.note(last, log);
-            self.place_of[self.slots[last] as usize] = NOWHERE;
-            self.places.pop();
-            self.slots.pop();
+            if let Some(member) = self.places.pop() {
+                self.place_of[member.slot as usize] = NOWHERE;
+            }
         }
     }
 
     /// Whether the index agrees with the array.
     pub(crate) fn check(&self, index: &Index<K>) -> Result<(), String> {
-        let agrees = |(place, node): (usize, &K)| {
-            self.place(self.slots[place]) == Some(place) && index.get(node) == Some(self.slots[place])
+        let agrees = |(place, member): (usize, &Member<K>)| {
+            self.place(member.slot) == Some(place) && index.get(&member.node) == Some(member.slot)
         };
         let listed = self.place_of.iter().filter(|place| **place != NOWHERE).count();
         if listed == self.places.len() && index.len() == listed && self.places.iter().enumerate().all(agrees) {
@@ -106,19 +126,18 @@ impl<K: Copy + Eq + Hash> Row<K> {
             self.place_of.resize(slot as usize + 1, NOWHERE);
         }
         self.place_of[slot as usize] = self.places.len() as u32;
-        self.places.push(node);
-        self.slots.push(slot);
+        self.places.push(Member { node, slot });
     }
 
     fn parent_of_place(&self, place: usize) -> Option<K> {
-        place.checked_sub(1).map(|below| self.places[below / 2])
+        place.checked_sub(1).map(|below| self.places[below / 2].node)
     }
 
-    /// Notes the edges above and below a place.
+    /// Notes a place and those below it.
     fn note(&self, place: usize, log: &mut ChangeLog<K>) {
         for touched in [place, 2 * place + 1, 2 * place + 2] {
-            if let Some(&node) = self.places.get(touched) {
-                log.note(self.stripe, self.slots[touched], node, Some(self.parent_of_place(touched)));
+            if touched < self.places.len() {
+                log.note(self.stripe, touched as u32, || self.stand(touched as u32));
             }
         }
     }

@@ -41,6 +41,7 @@ pub struct Order<K> {
 #[derive(Debug, Clone)]
 pub struct FunctionTrees<K> {
     shape: Shape<K>,
+    log: ChangeLog<K>,
 }
 
 #[derive(Debug, Clone)]
@@ -62,7 +63,7 @@ impl<K: Copy + Ord + Hash + Debug> FunctionTrees<K> {
                 None => unreachable!("empty twin trees"),
             },
         };
-        Self { shape }
+        Self { shape, log: ChangeLog::new() }
     }
 
     /// Trees as [`FunctionTrees::to_order`] described them; refuses what breaks an invariant.
@@ -90,7 +91,7 @@ impl<K: Copy + Ord + Hash + Debug> FunctionTrees<K> {
     }
 
     fn checked(shape: Shape<K>) -> Result<Self, TreeError> {
-        let trees = Self { shape };
+        let trees = Self { shape, log: ChangeLog::new() };
         trees.check_invariants().map_err(TreeError::BadOrder)?;
         Ok(trees)
     }
@@ -102,7 +103,7 @@ impl<K: Copy + Ord + Hash + Debug> FunctionTrees<K> {
             Shape::Complete(_) => 0,
             Shape::Twin(twin) => twin.reds() as u64,
         };
-        let stripes = (0..self.stripes()).map(|stripe| self.arrangement().order(stripe).to_vec()).collect();
+        let stripes = (0..self.stripes()).map(|stripe| self.arrangement().order(stripe).collect()).collect();
         Order { stripes, reds }
     }
 
@@ -136,28 +137,18 @@ impl<K: Copy + Ord + Hash + Debug> FunctionTrees<K> {
     }
 
     /// The members, in the order of tree 0 (in policy `avl` in no order).
-    pub fn members(&self) -> &[K] {
+    pub fn members(&self) -> impl DoubleEndedIterator<Item = K> + '_ {
         self.arrangement().order(0)
     }
 
     /// Makes `node` a member of every tree.
     pub fn insert(&mut self, node: K) -> Result<Plan<K>, TreeError> {
-        if self.contains(&node) {
-            return Err(TreeError::AlreadyMember);
-        }
-        let mut log = ChangeLog::new();
-        self.arrangement_mut().insert(node, &mut log);
-        Ok(log.finish(|stripe, slot, node| self.arrangement().parent_by_slot(stripe, slot, node)))
+        self.change(|shape, log| shape.insert(node, log)).ok_or(TreeError::AlreadyMember)
     }
 
     /// Takes `node` out of every tree. When it was a root, its heir takes its place if the policy's invariants allow that.
     pub fn remove(&mut self, node: K) -> Result<Plan<K>, TreeError> {
-        if !self.contains(&node) {
-            return Err(TreeError::NotMember);
-        }
-        let mut log = ChangeLog::new();
-        self.arrangement_mut().remove(node, &mut log);
-        Ok(log.finish(|stripe, slot, node| self.arrangement().parent_by_slot(stripe, slot, node)))
+        self.change(|shape, log| shape.remove(node, log)).ok_or(TreeError::NotMember)
     }
 
     /// Moves a straggler where it holds up as few as possible, in exchange with a node that is not slow: to a leaf's place in a single
@@ -167,9 +158,11 @@ impl<K: Copy + Ord + Hash + Debug> FunctionTrees<K> {
         if !self.contains(&node) {
             return Err(TreeError::NotMember);
         }
-        let mut log = ChangeLog::new();
-        self.arrangement_mut().demote(&node, &|other| *other == node || is_slow(other), &mut log);
-        Ok(log.finish(|stripe, slot, node| self.arrangement().parent_by_slot(stripe, slot, node)))
+        let change = self.change(|shape, log| {
+            shape.demote(&node, &|other| *other == node || is_slow(other), log);
+            true
+        });
+        change.ok_or(TreeError::NotMember)
     }
 
     /// Exchanges the places of two members: a node with data and one without, where the one without would lead. In `twin` nodes of the same
@@ -178,9 +171,11 @@ impl<K: Copy + Ord + Hash + Debug> FunctionTrees<K> {
         if !self.contains(&one) || !self.contains(&other) {
             return Err(TreeError::NotMember);
         }
-        let mut log = ChangeLog::new();
-        self.arrangement_mut().exchange(&one, &other, &mut log);
-        Ok(log.finish(|stripe, slot, node| self.arrangement().parent_by_slot(stripe, slot, node)))
+        let change = self.change(|shape, log| {
+            shape.exchange(&one, &other, log);
+            true
+        });
+        change.ok_or(TreeError::NotMember)
     }
 
     /// The member whose removal moves the fewest: a leaf of all trees if there is one; `None` when nobody is a member.
@@ -224,7 +219,7 @@ impl<K: Copy + Ord + Hash + Debug> FunctionTrees<K> {
     /// Every edge of one tree, the root's (without a parent) first.
     pub fn edges(&self, stripe: u8) -> impl Iterator<Item = Edge<K>> + '_ {
         let root = self.root(stripe);
-        let others = self.arrangement().order(stripe).iter().copied().filter(move |node| Some(*node) != root);
+        let others = self.arrangement().order(stripe).filter(move |node| Some(*node) != root);
         root.into_iter().chain(others).map(move |node| Edge { stripe, node, parent: self.parent(stripe, &node) })
     }
 
@@ -234,7 +229,7 @@ impl<K: Copy + Ord + Hash + Debug> FunctionTrees<K> {
         let mut inner = HashSet::new();
         for stripe in 0..self.stripes() {
             for node in self.arrangement().order(stripe) {
-                if self.children(stripe, node).next().is_some() && !inner.insert(*node) {
+                if self.children(stripe, &node).next().is_some() && !inner.insert(node) {
                     return Err(format!("{node:?} is an inner node of both trees"));
                 }
             }
@@ -250,11 +245,13 @@ impl<K: Copy + Ord + Hash + Debug> FunctionTrees<K> {
         }
     }
 
-    fn arrangement_mut(&mut self) -> &mut dyn Arrangement<K> {
-        match &mut self.shape {
+    /// Carries out a change, unless it answers that it is none, and works out the difference.
+    fn change(&mut self, act: impl FnOnce(&mut dyn Arrangement<K>, &mut ChangeLog<K>) -> bool) -> Option<Plan<K>> {
+        let shape: &mut dyn Arrangement<K> = match &mut self.shape {
             Shape::Complete(complete) => complete,
             Shape::Avl(avl) => avl,
             Shape::Twin(twin) => twin,
-        }
+        };
+        act(shape, &mut self.log).then(|| self.log.finish(|stripe, place| shape.stand(stripe, place)))
     }
 }

@@ -9,7 +9,7 @@ use std::hash::Hash;
 
 use crate::arrangement::Arrangement;
 use crate::index::{Index, Slot};
-use crate::plan::ChangeLog;
+use crate::plan::{ChangeLog, Stand};
 use crate::row::Row;
 
 #[derive(Debug, Clone)]
@@ -23,7 +23,7 @@ pub(crate) struct Twin<K> {
 impl<K: Copy + Eq + Hash> Twin<K> {
     /// Trees in the given order, of which the first `reds` nodes of tree 0 are red.
     pub(crate) fn new(rows: [Row<K>; 2], index: Index<K>, reds: usize) -> Option<Self> {
-        let blues = rows[0].places().len().checked_sub(reds)?;
+        let blues = rows[0].len().checked_sub(reds)?;
         Some(Self { rows, index, counts: [reds, blues] })
     }
 
@@ -61,27 +61,28 @@ impl<K: Copy + Eq + Hash> Twin<K> {
 
 impl<K: Copy + Eq + Hash> Arrangement<K> for Twin<K> {
     fn len(&self) -> usize {
-        self.rows[0].places().len()
+        self.rows[0].len()
     }
 
     fn contains(&self, node: &K) -> bool {
         self.index.get(node).is_some()
     }
 
-    fn insert(&mut self, node: K, log: &mut ChangeLog<K>) {
+    fn insert(&mut self, node: K, log: &mut ChangeLog<K>) -> bool {
+        let Ok(slot) = self.index.add_new(node) else { return false };
         let colour = usize::from(self.counts[1] < self.counts[0]);
         let last = self.len();
-        let slot = self.index.add(node);
         self.rows[0].push(node, slot, log);
         self.rows[1].push(node, slot, log);
         // The first leaf of the own tree makes room and becomes the last leaf.
         self.rows[colour].swap(self.counts[colour], last, log);
         self.counts[colour] += 1;
+        true
     }
 
-    fn remove(&mut self, node: K, log: &mut ChangeLog<K>) {
-        let Some(slot) = self.index.remove(&node) else { return };
-        let Some(colour) = self.colour(slot) else { return };
+    fn remove(&mut self, node: K, log: &mut ChangeLog<K>) -> bool {
+        let Some(slot) = self.index.remove(&node) else { return false };
+        let Some(colour) = self.colour(slot) else { return false };
         let last = self.len() - 1;
         let (own, foreign) = (colour, 1 - colour);
         if let Some(mut hole) = self.rows[own].place(slot) {
@@ -101,6 +102,7 @@ impl<K: Copy + Eq + Hash> Arrangement<K> for Twin<K> {
         }
         self.counts[colour] -= 1;
         self.even_out(colour, log);
+        true
     }
 
     fn demote(&mut self, node: &K, is_slow: &dyn Fn(&K) -> bool, log: &mut ChangeLog<K>) {
@@ -109,9 +111,9 @@ impl<K: Copy + Eq + Hash> Arrangement<K> for Twin<K> {
         let Some(mut place) = self.rows[colour].place(slot) else { return };
         // With an odd number of nodes the last of the larger colour is a leaf in both trees.
         let (own, other) = (self.counts[colour], self.counts[1 - colour]);
-        let idle = other.checked_sub(1).filter(|last| other > own && !is_slow(&self.rows[1 - colour].places()[*last]));
+        let idle = other.checked_sub(1).filter(|last| other > own && !is_slow(&self.rows[1 - colour].node_at(*last)));
         let idle = idle.map(|last| self.rows[1 - colour].slot_at(last));
-        let lower = (place + 1..own).rev().find(|lower| !is_slow(&self.rows[colour].places()[*lower]));
+        let lower = (place + 1..own).rev().find(|lower| !is_slow(&self.rows[colour].node_at(*lower)));
         if idle.is_none() && lower.is_none() {
             return;
         }
@@ -141,19 +143,19 @@ impl<K: Copy + Eq + Hash> Arrangement<K> for Twin<K> {
     fn expendable(&self) -> Option<K> {
         // The last of the larger colour; with an odd number of nodes it is a leaf in both trees.
         let colour = usize::from(self.counts[1] > self.counts[0]);
-        self.counts[colour].checked_sub(1).map(|last| self.rows[colour].places()[last])
+        self.counts[colour].checked_sub(1).map(|last| self.rows[colour].node_at(last))
     }
 
     fn root(&self, stripe: u8) -> Option<K> {
-        self.order(stripe).first().copied()
+        self.order(stripe).next()
     }
 
     fn parent(&self, stripe: u8, node: &K) -> Option<Option<K>> {
         self.rows.get(usize::from(stripe))?.parent(self.index.get(node)?)
     }
 
-    fn parent_by_slot(&self, stripe: u8, slot: Slot, _node: &K) -> Option<Option<K>> {
-        self.rows.get(usize::from(stripe))?.parent(slot)
+    fn stand(&self, stripe: u8, place: u32) -> Stand<K> {
+        self.rows.get(usize::from(stripe))?.stand(place)
     }
 
     fn children(&self, stripe: u8, node: &K) -> [Option<K>; 2] {
@@ -163,8 +165,8 @@ impl<K: Copy + Eq + Hash> Arrangement<K> for Twin<K> {
         }
     }
 
-    fn order(&self, stripe: u8) -> &[K] {
-        self.rows.get(usize::from(stripe)).map_or(&[], Row::places)
+    fn order(&self, stripe: u8) -> Box<dyn DoubleEndedIterator<Item = K> + '_> {
+        Box::new(self.rows.get(usize::from(stripe)).into_iter().flat_map(Row::nodes))
     }
 
     fn check(&self) -> Result<(), String> {
@@ -173,8 +175,8 @@ impl<K: Copy + Eq + Hash> Arrangement<K> for Twin<K> {
         if reds.abs_diff(blues) > 1 || reds + blues != self.len() {
             return Err(format!("{reds} reds and {blues} blues among {} nodes", self.len()));
         }
-        let red: HashSet<&K> = self.rows[0].places()[..reds].iter().collect();
-        let other = self.rows[1].places();
+        let red: HashSet<K> = self.rows[0].nodes().take(reds).collect();
+        let other: Vec<K> = self.rows[1].nodes().collect();
         if other.len() != self.len() || !other.iter().all(|node| self.contains(node)) {
             return Err("the two trees have different members".into());
         }

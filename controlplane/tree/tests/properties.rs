@@ -108,9 +108,44 @@ fn demote(trees: &mut FunctionTrees<u32>, members: &BTreeSet<u32>, key: u32, slo
     check_all(trees, members)
 }
 
+/// An exchange: the same members and invariants, and the two have changed places where they are inner nodes.
+fn exchange(
+    trees: &mut FunctionTrees<u32>,
+    members: &BTreeSet<u32>,
+    one: u32,
+    other: u32,
+) -> Result<(), TestCaseError> {
+    let before = edges(trees);
+    if !members.contains(&one) || !members.contains(&other) {
+        prop_assert_eq!(trees.exchange(one, other), Err(TreeError::NotMember));
+        return Ok(());
+    }
+    let led = (0..trees.stripes()).any(|stripe| trees.root(stripe) == Some(one));
+    let plan = trees.exchange(one, other).unwrap();
+    let after = edges(trees);
+    check_plan(&plan, &before, &after)?;
+    prop_assert!(reparented(&before, &after, u32::MAX) <= 6 * usize::from(trees.stripes()));
+    prop_assert!(
+        !led || (0..trees.stripes()).any(|stripe| trees.root(stripe) == Some(other)),
+        "the root was not replaced"
+    );
+    check_all(trees, members)
+}
+
+/// The member that goes first when there are too many: nobody or few receive from it.
+fn check_expendable(trees: &FunctionTrees<u32>) -> Result<(), TestCaseError> {
+    let expendable = trees.expendable();
+    prop_assert_eq!(expendable.is_none(), trees.is_empty());
+    let Some(node) = expendable else { return Ok(()) };
+    let below: usize = (0..trees.stripes()).map(|stripe| trees.children(stripe, &node).count()).sum();
+    let inner_once = trees.policy() == Policy::Twin && trees.len().is_multiple_of(2);
+    prop_assert!(below <= usize::from(inner_once), "{} children below the expendable of {}", below, trees.len());
+    Ok(())
+}
+
 fn check_all(trees: &FunctionTrees<u32>, members: &BTreeSet<u32>) -> Result<(), TestCaseError> {
     prop_assert_eq!(trees.check_invariants(), Ok(()));
-    prop_assert_eq!(&trees.members().iter().copied().collect::<BTreeSet<_>>(), members);
+    prop_assert_eq!(&trees.members().collect::<BTreeSet<_>>(), members);
     let mut inner = BTreeSet::new();
     for stripe in 0..trees.stripes() {
         for node in check_tree(trees, stripe, members)? {
@@ -193,8 +228,10 @@ proptest! {
             match what {
                 0 => demote(&mut trees, &members, key, slow)?,
                 1 => demote(&mut trees, &members, key, 0)?,
+                2 => exchange(&mut trees, &members, key, slow % 40)?,
                 _ => step(&mut trees, &mut members, key)?,
             }
+            check_expendable(&trees)?;
         }
         let restored = FunctionTrees::from_order(policy, trees.to_order()).unwrap();
         prop_assert_eq!(edges(&restored), edges(&trees));
@@ -211,7 +248,7 @@ proptest! {
                                   reds in 0u64..12) {
         let stripes = lists;
         if let Ok(trees) = FunctionTrees::from_order(policy, Order { stripes, reds }) {
-            check_all(&trees, &trees.members().iter().copied().collect())?;
+            check_all(&trees, &trees.members().collect())?;
         }
     }
 }

@@ -9,17 +9,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use faasnet_api::{ClusterSecret, NodeId};
+use faasnet_api::NodeId;
 use faasnet_store::{Store, StoredImage};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Admin};
 use crate::budget::Budget;
 use crate::config::Config;
-use crate::control::{Channels, Control, Handles};
+use crate::control::{Channels, Control, Handles, Kept};
 use crate::feed::{self, Counters, Feed};
 use crate::link::WorkerLink;
+use crate::memory::Memory;
+use crate::node_key;
 use crate::session::Session;
+use crate::trust::Trust;
 use crate::view::Identity;
 
 /// Admin responses under way at the end get this long.
@@ -28,7 +32,7 @@ const ADMIN_FAREWELL: Duration = Duration::from_secs(1);
 /// What a worker must be given beside the settings.
 pub(crate) struct WorkerNeeds {
     pub(crate) node: NodeId,
-    pub(crate) secret: ClusterSecret,
+    pub(crate) trust: Trust,
     /// Port 0: the one that the worker's listener turns out to have.
     pub(crate) advertise: SocketAddr,
     pub(crate) feed: SocketAddr,
@@ -54,16 +58,24 @@ impl<W: WorkerLink> Parts<W> {
         let secret = config.secret()?;
         let opening = {
             let config = config.clone();
-            move || anyhow::Ok((Store::open_with(&config.store_dir, config.store())?, advertised(&config)?))
+            move || {
+                let store = Store::open_with(&config.store_dir, config.store())?;
+                let key = node_key::open(&config.store_dir)?;
+                anyhow::Ok((store, key, advertised(&config)?))
+            }
         };
-        let (store, advertise) = tokio::task::spawn_blocking(opening).await??;
+        let (store, key, advertise) = tokio::task::spawn_blocking(opening).await??;
         let admin = Admin::bind(config.admin).await?;
+        let memory = Memory::open(store.path());
+        let (keys, known_keys) = watch::channel(memory.keys());
+        let public = key.public();
+        let trust = Trust::new(Arc::new(key), known_keys);
         let channels = Channels::new();
         let Handles { inputs, view, descriptors } = channels.handles.clone();
         let counters = Arc::new(Counters::default());
         let feed = Feed::bind(feed::Shared {
             node: store.node_id(),
-            secret: secret.clone(),
+            trust: trust.clone(),
             descriptors,
             waiting_every: Duration::from_millis(config.waiting_every_ms),
             counters: counters.clone(),
@@ -72,7 +84,7 @@ impl<W: WorkerLink> Parts<W> {
         })
         .await?;
         let session = Session::new(&config.controller, &secret, inputs.clone())?;
-        let needs = WorkerNeeds { node: store.node_id(), secret, advertise, feed: feed.address()? };
+        let needs = WorkerNeeds { node: store.node_id(), trust, advertise, feed: feed.address()? };
         let (worker, listening) = start_worker(needs).await.with_context(|| {
             format!(
                 "listen: the data worker did not start on {}; if the port is in use, give this agent another one",
@@ -82,6 +94,7 @@ impl<W: WorkerLink> Parts<W> {
         let port = if advertise.port() == 0 { listening.port() } else { advertise.port() };
         let identity = Identity {
             node: store.node_id(),
+            key: public,
             incarnation: store.incarnation(),
             name: config.name.clone(),
             data_address: SocketAddr::new(advertise.ip(), port),
@@ -95,7 +108,7 @@ impl<W: WorkerLink> Parts<W> {
             feed: counters,
             budget: Budget::of_this_host(config),
         };
-        let control = Control::new(identity, store, worker, channels);
+        let control = Control::new(identity, Kept { store, memory, keys }, worker, channels);
         Ok(Self { control, session, feed, admin, shared })
     }
 
@@ -122,9 +135,10 @@ impl<W: WorkerLink> Parts<W> {
         };
         tracing::info!("the agent stops");
         stop.cancel();
-        let (worker, images) = control.into_parts();
+        let (worker, images, memory) = control.into_parts();
         // The session's own farewell is bounded.
         let session = session.await;
+        memory.close().await;
         let synced = tokio::task::spawn_blocking(move || {
             worker.stop();
             finish(&images)

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use faasnet_api::{ClusterSecret, Verify};
 use faasnet_relay::plan::Patience;
-use faasnet_ring::{DriverOptions, SocketOptions};
 use faasnet_store::{StoreOptions, WriteMode};
+use faasnet_ring::{DriverOptions, SocketOptions};
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::tuning::{PIPE_BYTES, Pin, Tuning};
@@ -104,14 +104,19 @@ pub struct Config {
 
 /// How a worker moves bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Engine {
-    /// `Splice` where the kernel has what it needs, else `Copy`.
+    /// By what the kernel has and, link by link, by the size of the fragments in which bytes arrive: `Splice` or `Registered`, without
+    /// io_uring `Copy`.
     Auto,
     /// Zero-copy forwarding by splice and tee.
     Splice,
-    /// Read, verify, write.
+    /// Receive into leased buffers and send from them, through io_uring.
+    Registered,
+    /// Read, verify, write; no io_uring.
     Copy,
+    /// As `Registered`, on the tokio-uring runtime: to compare with.
+    TokioUring,
 }
 
 /// A text that is neither logged nor printed.
@@ -256,6 +261,7 @@ impl Config {
             workers: self.workers,
             pin: self.pin.clone(),
             driver: DriverOptions { sqpoll_idle_ms: self.sqpoll_idle_ms, busy_poll_us: self.busy_poll_us },
+            driver_kind: None,
             huge_pages: self.huge_pages,
             pipe_bytes: self.pipe_bytes,
             limit_bytes_per_second: self.rate_limit_mbit.map(|mbit| mbit * 1_000_000 / 8),
@@ -324,8 +330,10 @@ impl Config {
         ensure((64 << 10..=64 << 20).contains(&self.pipe_bytes), "pipe_bytes", || {
             format!("{} is not between 65536 and 67108864", self.pipe_bytes)
         })?;
-        let buffers =
-            [("receive_buffer_bytes", self.receive_buffer_bytes), ("send_buffer_bytes", self.send_buffer_bytes)];
+        let buffers = [
+            ("receive_buffer_bytes", self.receive_buffer_bytes),
+            ("send_buffer_bytes", self.send_buffer_bytes),
+        ];
         for (setting, bytes) in buffers {
             ensure(bytes.is_none_or(|bytes| (64 << 10..=1 << 30).contains(&bytes)), setting, || {
                 "is not between 65536 and 1073741824; leave it out for the kernel's own tuning".into()

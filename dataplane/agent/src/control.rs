@@ -7,12 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use faasnet_api::{Descriptor, FunctionId, ImageId, Stripe, v1};
+use faasnet_api::{Descriptor, FunctionId, ImageId, KeySet, Stripe, v1};
 use faasnet_store::{Store, StoredImage};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::memory::{self, Memory};
 use crate::link::{WorkerEnded, WorkerLink};
 use crate::session::commands::{AssignOrder, Order};
 use crate::session::events;
@@ -66,6 +67,10 @@ struct Pace {
 pub(crate) struct Control<W> {
     identity: Identity,
     store: Store,
+    memory: Memory,
+    /// What the controller said before this start; gone when it was heard, or is not expected any more.
+    remembered: Option<Vec<v1::Assign>>,
+    keys: watch::Sender<KeySet>,
     worker: W,
     table: Table,
     /// Functions that the worker knows of.
@@ -81,6 +86,14 @@ pub(crate) struct Control<W> {
     answers: mpsc::Sender<Input>,
     view: watch::Sender<Arc<View>>,
     descriptors: watch::Sender<Descriptors>,
+}
+
+/// What outlives this start.
+pub(crate) struct Kept {
+    pub(crate) store: Store,
+    pub(crate) memory: Memory,
+    /// Where everybody reads the keys whose tickets are accepted.
+    pub(crate) keys: watch::Sender<KeySet>,
 }
 
 /// The ends that others hold.
@@ -110,10 +123,15 @@ impl Channels {
 }
 
 impl<W: WorkerLink> Control<W> {
-    pub(crate) fn new(identity: Identity, store: Store, worker: W, channels: Channels) -> Self {
+    pub(crate) fn new(identity: Identity, kept: Kept, worker: W, channels: Channels) -> Self {
+        let Kept { store, memory, keys } = kept;
+        let remembered = Some(memory.assigns());
         Self {
             identity,
             store,
+            memory,
+            remembered,
+            keys,
             worker,
             table: Table::default(),
             at_worker: BTreeSet::new(),
@@ -144,17 +162,20 @@ impl<W: WorkerLink> Control<W> {
     }
 
     /// Lets go of everything but the worker, which is still to be stopped, and the images, which are still to be synced.
-    pub(crate) fn into_parts(self) -> (W, Vec<Arc<StoredImage>>) {
+    pub(crate) fn into_parts(self) -> (W, Vec<Arc<StoredImage>>, Memory) {
         // The view holds images open as well.
         self.view.send_replace(Arc::default());
         let images = self.table.rows().filter_map(|(_, row)| row.stored.clone()).collect();
-        (self.worker, images)
+        (self.worker, images, self.memory)
     }
 
     fn take_input(&mut self, input: Input) -> Result<(), WorkerEnded> {
         match input {
             Input::Attach(uplink) => self.attach(uplink)?,
-            Input::Detached => (self.uplink, self.term) = (None, None),
+            Input::Detached => {
+                (self.uplink, self.term) = (None, None);
+                self.remember()?;
+            }
             Input::Order(order) => self.take_order(*order)?,
             Input::Join { tenant, name } => self.join(tenant, name),
             Input::Opened(opened) => self.opened(opened)?,
@@ -169,9 +190,14 @@ impl<W: WorkerLink> Control<W> {
     fn take_order(&mut self, order: Order) -> Result<(), WorkerEnded> {
         match order {
             Order::Accepted(accepted) => self.accepted(accepted),
+            Order::TicketKeys(keys) => self.take_keys(keys),
             Order::Assign(order) => self.assign(order)?,
             Order::Drop { function, version } => {
-                let Some(row) = self.table.drop_function(function, version) else {
+                let dropped = self.table.drop_function(function, version);
+                if self.table.get(function).is_none() {
+                    self.memory.dropped(function);
+                }
+                let Some(row) = dropped else {
                     // A function that this node does not have is as good as dropped; a stale command is not answered.
                     if self.table.get(function).is_none() {
                         self.up(events::dropped(function));
@@ -248,6 +274,7 @@ impl<W: WorkerLink> Control<W> {
             incarnation: self.identity.incarnation,
             name: self.identity.name.clone(),
             data_address: self.identity.data_address.to_string(),
+            public_key: self.identity.key.to_vec(),
             memory_mib: self.identity.memory_mib,
             version: env!("CARGO_PKG_VERSION").into(),
             held: events::held(&self.table),
@@ -262,18 +289,48 @@ impl<W: WorkerLink> Control<W> {
         let pace = |ms: u32| Duration::from_millis(u64::from(ms).clamp(10, 60_000));
         self.pace = Pace { busy: pace(accepted.heartbeat_ms), idle: pace(accepted.idle_heartbeat_ms) };
         self.term = Some(accepted.term);
+        if let Some(keys) = accepted.ticket_keys {
+            self.take_keys(keys);
+        }
+        if self.remembered.take().is_some() {
+            // It says anew what this node shall hold.
+            self.memory.forget_assigns();
+        }
         self.schedule_report();
         tracing::info!(term = accepted.term, "the controller accepted this agent");
     }
 
+    fn take_keys(&mut self, keys: v1::TicketKeys) {
+        self.keys.send_replace(memory::key_set(&keys));
+        self.memory.set_keys(keys);
+    }
+
+    /// The controller was not reached at this start: what it said before it still counts.
+    fn remember(&mut self) -> Result<(), WorkerEnded> {
+        for assign in self.remembered.take().unwrap_or_default() {
+            match AssignOrder::parse(assign) {
+                Ok(order) => {
+                    tracing::info!(tenant = order.tenant, function = order.name, "the controller is away: held as it last said");
+                    self.assign(order)?;
+                }
+                Err(error) => tracing::warn!(%error, "what the controller last said makes no sense to this version"),
+            }
+        }
+        Ok(())
+    }
+
     fn assign(&mut self, order: AssignOrder) -> Result<(), WorkerEnded> {
-        let AssignOrder { tenant, name, assignment, descriptor } = order;
+        let AssignOrder { tenant, name, assignment, descriptor, message } = order;
         let (function, image) = (assignment.function, assignment.image);
         let (term, epoch) = (assignment.term, assignment.epoch);
         let decision = self.table.assign(tenant.clone(), name.clone(), assignment, descriptor.is_some());
         tracing::debug!(tenant, function = name, image = image.short(), term, epoch, ?decision, "assigned");
         match decision {
             Decision::Ignore => return Ok(()),
+            _ => self.memory.assigned(message),
+        }
+        match decision {
+            Decision::Ignore => {}
             Decision::Send(assignment) => self.send_assignment(assignment)?,
             Decision::Open => self.open(function, image, tenant, descriptor, false),
             Decision::Wait => {}

@@ -14,13 +14,16 @@ pub mod config;
 mod control;
 mod feed;
 mod link;
+mod memory;
+mod node_key;
 mod session;
 mod table;
+mod trust;
+pub mod tuning;
 #[cfg(test)]
 mod test_support;
 #[cfg(test)]
 mod tests;
-pub mod tuning;
 mod view;
 pub mod worker;
 
@@ -33,6 +36,7 @@ use faasnet_api::NodeId;
 pub use config::{Config, ConfigError, Engine, Secret};
 pub use faasnet_store::WriteMode;
 pub use link::{WorkerEnded, WorkerLink};
+pub use trust::Trust;
 use worker::{WorkerConfig, WorkerHandle};
 
 /// An agent that has bound its ports and opened its store; [`Agent::run_until`] makes it work.
@@ -47,7 +51,7 @@ impl Agent {
                 listen: config.listen,
                 advertise: Some(needs.advertise),
                 node: needs.node,
-                secret: needs.secret,
+                trust: needs.trust,
                 feed: needs.feed,
                 engine: config.engine,
                 patience: config.patience(),

@@ -228,9 +228,9 @@ fn bytes_moved(report: &FunctionReport) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_support::{layout, report, secret};
+    use crate::test_support::{layout, report};
     use crate::worker::mailbox::{StripePlan, Target};
-    use faasnet_api::{NodeId, Ticket};
+    use faasnet_api::NodeId;
 
     const IMAGE: ImageId = ImageId([1; 32]);
 
@@ -240,7 +240,7 @@ mod tests {
 
     fn assignment(epoch: u64, image: ImageId) -> Assignment {
         let plan = StripePlan { upstream: Target::Origin, fallbacks: vec![], children: vec![] };
-        let ticket = Ticket::issue(&secret(), NodeId([7; 16]), function(), image, 0);
+        let ticket = crate::test_support::ticket_for(NodeId([7; 16]), function(), image);
         Assignment { function: function(), image, term: 1, epoch, ticket, stripes: vec![plan], stored: None }
     }
 

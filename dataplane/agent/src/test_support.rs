@@ -7,9 +7,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use faasnet_api::descriptor::DescriptorParts;
 use faasnet_api::{
     BLOCK_BYTES, BlockDigest, BlockIndex, CHUNK_BYTES, ClusterSecret, Descriptor, Entry, FunctionId, Geometry, ImageId,
-    NodeId, Origin, Ticket,
+    NodeId, Origin, Ticket, Claims, KeySet, SigningKey, Stripe, TenantId, TicketKey,
 };
+use faasnet_relay::wire::{Hello, UNSIGNED};
+use tokio::sync::watch;
 
+use crate::trust::Trust;
 use crate::worker::mailbox::{FunctionReport, ReportState};
 
 /// The longest that any test waits for anything.
@@ -21,9 +24,60 @@ pub(crate) fn secret() -> ClusterSecret {
     ClusterSecret::new(b"0123456789abcdef")
 }
 
-pub(crate) fn ticket(node: NodeId, function: FunctionId, descriptor: &Descriptor) -> Ticket {
+/// What signs tickets in these tests.
+pub(crate) fn controller_key() -> SigningKey {
+    SigningKey::from_seed([1; 32])
+}
+
+/// The key of every node in these tests.
+pub(crate) fn node_key() -> SigningKey {
+    SigningKey::from_seed([2; 32])
+}
+
+/// Of a node that knows the controller's key.
+pub(crate) fn trust() -> Trust {
+    let keys = KeySet::new([TicketKey { public: controller_key().public(), valid_until: u64::MAX }]);
+    Trust::new(Arc::new(node_key()), watch::channel(keys).1)
+}
+
+/// A ticket of tenant "t" for `node`, an hour before its end.
+pub(crate) fn ticket_for(node: NodeId, function: FunctionId, image: ImageId) -> Ticket {
+    controller_key().issue(Claims { node, function, ..claims(image) })
+}
+
+/// What the ticket of [`NODE`] for `image` says.
+pub(crate) fn claims(image: ImageId) -> Claims {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-    Ticket::issue(&secret(), node, function, descriptor.id(), now)
+    Claims {
+        expires: now + 3_600,
+        key: controller_key().public().id(),
+        node: NODE,
+        node_key: node_key().public(),
+        tenant: TenantId::new("t"),
+        function: FunctionId::new("t", "f"),
+        image,
+    }
+}
+
+/// What [`NODE`] says to a parent, not signed yet.
+pub(crate) fn hello(image: ImageId) -> Hello {
+    Hello {
+        function: FunctionId::new("t", "f"),
+        image,
+        node: NODE,
+        term: 1,
+        epoch: 1,
+        ticket: controller_key().issue(claims(image)),
+        address: "127.0.0.1:9".parse().unwrap(),
+        stripe: Stripe(0),
+        stripes: 1,
+        wants_descriptor: false,
+        proof: UNSIGNED,
+    }
+}
+
+pub(crate) fn ticket(node: NodeId, function: FunctionId, descriptor: &Descriptor) -> Ticket {
+    ticket_for(node, function, descriptor.id())
 }
 
 /// Bytes that differ everywhere and between seeds.
@@ -103,6 +157,7 @@ pub(crate) fn report(function: FunctionId, image: ImageId, epoch: u64, state: Re
         bytes_from_store: 0,
         bytes_copied: 0,
         mover: "copy",
+        mover_reason: "a test".into(),
         elapsed: Duration::from_millis(5),
         upstreams: Vec::new(),
         levels: vec![0],

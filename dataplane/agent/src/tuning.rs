@@ -5,7 +5,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use faasnet_ring::DriverOptions;
+use faasnet_ring::{DriverKind, DriverOptions};
 use serde::{Deserialize, Serialize};
 
 /// See the module's documentation.
@@ -17,6 +17,8 @@ pub struct Tuning {
     pub pin: Option<Pin>,
     /// What their drivers are asked for.
     pub driver: DriverOptions,
+    /// Another driver than the engine's own, for comparisons.
+    pub driver_kind: Option<DriverKind>,
     /// Buffers on huge pages.
     pub huge_pages: bool,
     /// Of the pipe that each child gets, and of the one through which blocks pass.
@@ -46,6 +48,7 @@ impl Default for Tuning {
             workers: 1,
             pin: None,
             driver: DriverOptions::default(),
+            driver_kind: None,
             huge_pages: false,
             pipe_bytes: PIPE_BYTES,
             limit_bytes_per_second: None,

@@ -7,7 +7,7 @@ use faasnet_api::{BLOCK_BYTES, CHUNK_BYTES, FunctionId, ImageId, Ticket};
 
 use super::*;
 use crate::plan::Target;
-use crate::wire::Kind;
+use crate::wire::{Kind, UNSIGNED};
 
 fn id(n: u8) -> NodeId {
     NodeId([n; 16])
@@ -36,11 +36,12 @@ fn hello(node: u8) -> Hello {
         node: id(node),
         term: 1,
         epoch: 1,
-        ticket: Ticket::from_bytes([0; 40]),
+        ticket: Ticket::from_bytes([0; faasnet_api::ticket::TICKET_BYTES]),
         address: address(node),
         stripe: Stripe(0),
         stripes: 2,
         wants_descriptor: false,
+        proof: UNSIGNED,
     }
 }
 

@@ -1,6 +1,8 @@
 //! The frames of one edge: one TCP connection per edge, image and stripe.
 //!
-//! Every frame is a [`FrameHeader`] of 16 bytes, little-endian, and `len` bytes of payload. The child opens with `Hello`; the parent
+//! Every frame is a [`FrameHeader`] of 16 bytes, little-endian, and `len` bytes of payload. The parent speaks first: `Challenge`, with its id
+//! and a nonce that is good for this connection only. The child answers `Hello` with its ticket and a signature by its node's key over
+//! nonce, parent and all that `Hello` says, so that neither ticket nor `Hello` is of use to who copies it. The parent
 //! answers `Welcome`, `Busy` or `Refused`. A child without the descriptor sets [`HELLO_WANTS_DESCRIPTOR`] and receives it in
 //! `Descriptor` frames. The child then sends `Want`: which blocks it lacks. From there on the parent sends `Block` frames, and `Waiting`
 //! when it has nothing to send and `Path` when its own place in the tree changes; the child may send `Request` (a block that
@@ -11,16 +13,19 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
+use faasnet_api::ticket::{SIGNATURE_BYTES, TICKET_BYTES};
 use faasnet_api::{FunctionId, ImageId, MAX_BLOCK_BYTES, NodeId, Stripe, Ticket};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// First bytes of a `Hello`, so that a stranger is told apart at once: "FaaS".
+/// First bytes of `Challenge` and `Hello`, so that a stranger is told apart at once: "FaaS".
 pub const MAGIC: u32 = 0x5361_6146;
-/// The protocol versions that this program speaks.
-pub const MIN_VERSION: u16 = 1;
+/// The protocol versions that this program speaks. Version 1 had no `Challenge`: its tickets could be copied.
+pub const MIN_VERSION: u16 = 2;
 /// See [`MIN_VERSION`].
-pub const MAX_VERSION: u16 = 1;
+pub const MAX_VERSION: u16 = 2;
+/// Bytes of a nonce.
+pub const NONCE_BYTES: usize = 32;
 /// Bytes of a frame header.
 pub const HEADER_BYTES: usize = size_of::<FrameHeader>();
 /// The longest payload of a frame that is not a block: `Want` carries one bit per block in parts of this size.
@@ -36,7 +41,7 @@ pub const HELLO_WANTS_DESCRIPTOR: u8 = 1;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
-    /// Child → parent, first: [`HelloFrame`].
+    /// Child → parent, in answer to `Challenge`: [`HelloFrame`].
     Hello = 1,
     /// Parent → child: the path of node ids from the root to the parent.
     Welcome = 2,
@@ -59,6 +64,8 @@ pub enum Kind {
     Request = 10,
     /// Child → parent: end after the frame that you are in.
     Stop = 11,
+    /// Parent → child, first: [`ChallengeFrame`].
+    Challenge = 12,
 }
 
 /// What a parent that says `Waiting` waits for, as the word was passed on hop by hop.
@@ -179,7 +186,7 @@ impl Frame {
 
 impl Kind {
     fn from_byte(byte: u8) -> Result<Self, WireError> {
-        const ALL: [Kind; 11] = [
+        const ALL: [Kind; 12] = [
             Kind::Hello,
             Kind::Welcome,
             Kind::Busy,
@@ -191,6 +198,7 @@ impl Kind {
             Kind::Path,
             Kind::Request,
             Kind::Stop,
+            Kind::Challenge,
         ];
         ALL.into_iter().find(|kind| *kind as u8 == byte).ok_or(WireError::Kind(byte))
     }
@@ -198,6 +206,7 @@ impl Kind {
     fn lengths(self) -> std::ops::RangeInclusive<u32> {
         match self {
             Self::Hello => HELLO_BYTES as u32..=HELLO_BYTES as u32,
+            Self::Challenge => CHALLENGE_BYTES as u32..=CHALLENGE_BYTES as u32,
             Self::Block => 1..=MAX_BLOCK_BYTES,
             Self::Waiting | Self::Request | Self::Stop => 0..=0,
             Self::Welcome | Self::Path => 0..=(MAX_PATH * 16) as u32,
@@ -224,15 +233,75 @@ pub struct HelloFrame {
     node: [u8; 16],
     term: U64,
     epoch: U64,
-    ticket: [u8; 40],
+    ticket: [u8; TICKET_BYTES],
     address: [u8; ADDRESS_BYTES],
     stripe: u8,
     stripes: u8,
     flags: u8,
     reserved: [u8; 3],
+    /// Last, so that what is before it is what it covers.
+    proof: [u8; SIGNATURE_BYTES],
 }
 
 const HELLO_BYTES: usize = size_of::<HelloFrame>();
+/// A proof that is still to be made.
+pub const UNSIGNED: [u8; SIGNATURE_BYTES] = [0; SIGNATURE_BYTES];
+const HELLO_CONTEXT: &[u8] = b"faasnet hello 2";
+
+/// Payload of `Challenge`, as it travels.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct ChallengeFrame {
+    magic: U32,
+    min_version: U16,
+    max_version: U16,
+    node: [u8; 16],
+    nonce: [u8; NONCE_BYTES],
+}
+
+const CHALLENGE_BYTES: usize = size_of::<ChallengeFrame>();
+
+/// What a parent says first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Challenge {
+    /// Who the parent is.
+    pub node: NodeId,
+    /// Never used twice, not to be foreseen.
+    pub nonce: [u8; NONCE_BYTES],
+}
+
+impl Challenge {
+    /// The frame's bytes, header included.
+    pub fn encode(&self) -> Vec<u8> {
+        let payload = ChallengeFrame {
+            magic: U32::new(MAGIC),
+            min_version: U16::new(MIN_VERSION),
+            max_version: U16::new(MAX_VERSION),
+            node: self.node.0,
+            nonce: self.nonce,
+        };
+        Frame::new(Kind::Challenge, CHALLENGE_BYTES as u32, 0, 0).with_payload(payload.as_bytes())
+    }
+
+    /// Reads the payload of a `Challenge` frame.
+    pub fn parse(payload: &[u8]) -> Result<Self, WireError> {
+        let challenge = ChallengeFrame::ref_from_bytes(payload)
+            .map_err(|_| WireError::Malformed(Kind::Challenge, "wrong length"))?;
+        check_version(challenge.magic, challenge.min_version, challenge.max_version)?;
+        Ok(Self { node: NodeId(challenge.node), nonce: challenge.nonce })
+    }
+}
+
+fn check_version(magic: U32, min: U16, max: U16) -> Result<(), WireError> {
+    if magic.get() != MAGIC {
+        return Err(WireError::Magic);
+    }
+    let (min, max) = (min.get(), max.get());
+    if min > MAX_VERSION || max < MIN_VERSION {
+        return Err(WireError::Version { min, max });
+    }
+    Ok(())
+}
 
 /// What a child says first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -257,12 +326,25 @@ pub struct Hello {
     pub stripes: u8,
     /// The child has no descriptor yet.
     pub wants_descriptor: bool,
+    /// The node's signature over [`Hello::message`]; [`UNSIGNED`] before.
+    pub proof: [u8; SIGNATURE_BYTES],
 }
 
 impl Hello {
     /// The frame's bytes, header included.
     pub fn encode(&self) -> Vec<u8> {
-        let payload = HelloFrame {
+        Frame::new(Kind::Hello, HELLO_BYTES as u32, 0, 0).with_payload(self.payload().as_bytes())
+    }
+
+    /// What the node signs: the parent's challenge and everything that `Hello` says.
+    pub fn message(&self, challenge: &Challenge) -> Vec<u8> {
+        let payload = self.payload();
+        let said = &payload.as_bytes()[..HELLO_BYTES - SIGNATURE_BYTES];
+        [HELLO_CONTEXT, &challenge.node.0, &challenge.nonce, said].concat()
+    }
+
+    fn payload(&self) -> HelloFrame {
+        HelloFrame {
             magic: U32::new(MAGIC),
             min_version: U16::new(MIN_VERSION),
             max_version: U16::new(MAX_VERSION),
@@ -277,21 +359,15 @@ impl Hello {
             stripes: self.stripes,
             flags: if self.wants_descriptor { HELLO_WANTS_DESCRIPTOR } else { 0 },
             reserved: [0; 3],
-        };
-        Frame::new(Kind::Hello, HELLO_BYTES as u32, 0, 0).with_payload(payload.as_bytes())
+            proof: self.proof,
+        }
     }
 
     /// Reads the payload of a `Hello` frame.
     pub fn parse(payload: &[u8]) -> Result<Self, WireError> {
         let malformed = |what| WireError::Malformed(Kind::Hello, what);
         let hello = HelloFrame::ref_from_bytes(payload).map_err(|_| malformed("wrong length"))?;
-        if hello.magic.get() != MAGIC {
-            return Err(WireError::Magic);
-        }
-        let (min, max) = (hello.min_version.get(), hello.max_version.get());
-        if min > MAX_VERSION || max < MIN_VERSION {
-            return Err(WireError::Version { min, max });
-        }
+        check_version(hello.magic, hello.min_version, hello.max_version)?;
         if !(1..=2).contains(&hello.stripes) || hello.stripe >= hello.stripes {
             return Err(malformed("no such stripe"));
         }
@@ -309,6 +385,7 @@ impl Hello {
             stripe: Stripe(hello.stripe),
             stripes: hello.stripes,
             wants_descriptor: hello.flags & HELLO_WANTS_DESCRIPTOR != 0,
+            proof: hello.proof,
         })
     }
 }

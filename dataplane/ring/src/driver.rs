@@ -32,6 +32,17 @@ pub enum DriverKind {
     TokioUring,
 }
 
+impl DriverKind {
+    /// The name in logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Uring => "io_uring",
+            Self::Epoll => "epoll",
+            Self::TokioUring => "tokio-uring",
+        }
+    }
+}
+
 /// What a driver may be asked for beyond the ordinary. What a kernel lacks is done without and noted ([`Driver::notes`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct DriverOptions {

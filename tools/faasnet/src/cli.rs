@@ -146,14 +146,18 @@ impl fmt::Display for Policy {
 
 /// How agents move bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Engine {
-    /// `splice` where the kernel has what it needs, else `copy`
+    /// By the kernel and, link by link, by how bytes arrive: `splice` or `registered`, without io_uring `copy`
     Auto,
     /// Zero-copy forwarding
     Splice,
+    /// Receive into buffers and send from them through io_uring: for cards that hand up single packets
+    Registered,
     /// Read, verify, write; works everywhere
     Copy,
+    /// As `registered`, on the tokio-uring runtime; to compare with
+    TokioUring,
 }
 
 impl fmt::Display for Engine {
@@ -161,7 +165,9 @@ impl fmt::Display for Engine {
         f.write_str(match self {
             Self::Auto => "auto",
             Self::Splice => "splice",
+            Self::Registered => "registered",
             Self::Copy => "copy",
+            Self::TokioUring => "tokio-uring",
         })
     }
 }

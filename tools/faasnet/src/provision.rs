@@ -78,7 +78,7 @@ pub async fn provision(
 pub async fn release(global: &Global, args: ReleaseArgs) -> Result<()> {
     let mut control = global.connect().await?;
     let (tenant, function) = (args.tenant.tenant, args.function);
-    let request = v1::ReleaseRequest { tenant, function: function.clone(), nodes: args.nodes };
+    let request = v1::ReleaseRequest { tenant, function: function.clone(), nodes: args.nodes, discard: false };
     let released = control.release(request).await.map_err(client::explain)?.into_inner().released;
     match global.json {
         true => output::json(&serde_json::json!({ "function": function, "released": released })),

@@ -293,6 +293,7 @@ impl Cluster {
                 upstream,
                 reason: report.reason,
                 wrong_bytes: report.wrong_bytes,
+                block: 0,
             };
             if let Some(session) = session {
                 let way = self.plan.latency_us * MICROSECOND;
@@ -356,7 +357,9 @@ impl Cluster {
                 self.on_node(parent, |parts, io| parts.accept(conn, io));
             }
         }
-        self.net.agenda.after(way, NetEvent::Answered(conn, answer).into());
+        // The child speaks when it was challenged: the parent learns of the connection one way later, and its challenge takes another.
+        let until_challenged = if there { 3 * way } else { way };
+        self.net.agenda.after(until_challenged, NetEvent::Answered(conn, answer).into());
     }
 
     fn child_reads(&mut self, conn: ConnId) {
@@ -467,6 +470,7 @@ impl Cluster {
             version: "sim".into(),
             memory_mib: 65_536,
             held: held.collect(),
+            public_key: control::node_key(node.id).to_vec(),
         };
         let way = self.plan.latency_us * MICROSECOND;
         self.net.agenda.after(way, Event::Hear(Message::Attached(host, session, Box::new(attached))));

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use anyhow::{Context, Result, anyhow, bail};
 use faasnet_api::descriptor::DescriptorParts;
-use faasnet_api::{BLOCK_BYTES, CHUNK_BYTES, ClusterSecret, Descriptor, Entry, FunctionId, Geometry, ImageId, NodeId};
+use faasnet_api::{BLOCK_BYTES, CHUNK_BYTES, Descriptor, Entry, FunctionId, Geometry, ImageId, NodeId, PublicKey};
 use faasnet_api::{BlockDigest, Origin, v1};
 use faasnet_controller::state::{
     Answer, Ask, Input, Key, NewFunction, Now, Output, ProbeAnswer, ProbeId, RequestId, SessionId, Settings, State,
@@ -232,6 +232,13 @@ fn node_id(bytes: &[u8]) -> Result<NodeId> {
     NodeId::try_from(bytes).map_err(|error| anyhow!("{error}"))
 }
 
+/// The key of a node: its id, since nobody signs anything here.
+pub(crate) fn node_key(node: NodeId) -> PublicKey {
+    let mut key = [0; 32];
+    key[..16].copy_from_slice(&node.0);
+    PublicKey(key)
+}
+
 /// The name of a host.
 pub(crate) fn node_name(host: Host) -> String {
     format!("n{host}")
@@ -271,7 +278,6 @@ fn descriptor(name: &str, bytes: u64) -> Result<Descriptor> {
 
 fn settings() -> Settings {
     Settings {
-        secret: ClusterSecret::new(b"the secret of simulated clusters"),
         heartbeat_ms: HEARTBEAT_MS,
         idle_heartbeat_ms: 5_000,
         suspect_after_missed: 2,
@@ -280,6 +286,7 @@ fn settings() -> Settings {
         functions_per_node: 64,
         forget_dead_ms: 3_600_000,
         progress_ms: 200,
+        ..Settings::new([7; 32])
     }
 }
 

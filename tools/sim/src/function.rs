@@ -6,7 +6,7 @@ use std::sync::Arc;
 use faasnet_api::{BlockIndex, FunctionId, Geometry, ImageId, Stripe as StripeId, Ticket};
 use faasnet_relay::blocks::BlockSet;
 use faasnet_relay::plan::{StripePlan, Target};
-use faasnet_relay::wire::Hello;
+use faasnet_relay::wire::{Hello, UNSIGNED};
 
 use crate::agenda::{MILLISECOND, Time};
 use crate::cluster::Event;
@@ -215,6 +215,7 @@ impl Shared {
             stripe,
             stripes: self.stripes,
             wants_descriptor,
+            proof: UNSIGNED,
         }
     }
 
@@ -236,7 +237,7 @@ impl Shared {
     }
 }
 
-/// Tickets are carried and not checked: simulated nodes do not lie about who they are.
+/// What the controller signed is compared with what is asked for; signatures are not checked: simulated nodes do not lie about who they are.
 fn ticket_of(bytes: &[u8]) -> Ticket {
     Ticket::from_bytes(bytes.try_into().unwrap_or([0; faasnet_api::ticket::TICKET_BYTES]))
 }

@@ -178,6 +178,11 @@ impl Parts<'_> {
         let Some(bytes) = io.net.conn_mut(conn).up_inbox.pop_front() else { return };
         let hello = parse(&bytes).filter(|(frame, _)| frame.kind == Kind::Hello);
         newcomer.hello = hello.and_then(|(_, payload)| Hello::parse(payload).ok());
+        if let Some(hello) = newcomer.hello.filter(|hello| hello.ticket.as_bytes().iter().any(|byte| *byte != 0))
+            && let Err(error) = hello.ticket.permits(hello.node, hello.function, hello.image, io.net.now() / SECOND)
+        {
+            io.tally.violate(format!("{} got a ticket from {} that is not good: {error}", io.me, hello.node));
+        }
         match newcomer.hello.and_then(|hello| by_id.get(&hello.function)) {
             Some(spec) => self.admit(&Arc::clone(spec), io),
             None => io.tally.violate(format!("{} got something that is no Hello", io.me)),

@@ -130,7 +130,7 @@ impl Stripe {
         self.child_ready(conn, shared, io);
     }
 
-    /// The connection attempt ended.
+    /// The connection attempt ended: the parent's challenge is here, or nobody answers.
     pub(crate) fn answered(
         &mut self,
         conn: ConnId,

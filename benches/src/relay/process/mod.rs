@@ -6,13 +6,14 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use faasnet_agent::WriteMode;
-use faasnet_api::{ClusterSecret, FunctionId, NodeId};
+use faasnet_api::ticket::LIFETIME_SECONDS;
+use faasnet_api::{Claims, FunctionId, ImageId, NodeId, SigningKey, TenantId, Ticket};
 use rustix::time::ClockId;
 use serde::{Deserialize, Serialize};
 
@@ -26,12 +27,26 @@ mod worker;
 
 /// The bench's function.
 pub(crate) static FUNCTION: LazyLock<FunctionId> = LazyLock::new(|| FunctionId::new("bench", "relay"));
-/// Its secret, which protects nothing.
-pub(crate) static SECRET: LazyLock<ClusterSecret> = LazyLock::new(|| ClusterSecret::new(b"the bench's own secret"));
+/// The key of its controller and of all its nodes, which protects nothing.
+pub(crate) static KEY: LazyLock<Arc<SigningKey>> = LazyLock::new(|| Arc::new(SigningKey::from_seed([1; 32])));
 /// The origin as a parent.
 pub(crate) const ORIGIN_NODE: NodeId = NodeId([1; 16]);
 /// The children.
 pub(crate) const CHILD_NODES: [NodeId; 2] = [NodeId([2; 16]), NodeId([3; 16])];
+
+/// The permission of `node` to fetch the bench's image.
+pub(crate) fn ticket(node: NodeId, image: ImageId) -> Ticket {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    KEY.issue(Claims {
+        expires: now + LIFETIME_SECONDS,
+        key: KEY.public().id(),
+        node,
+        node_key: KEY.public(),
+        tenant: TenantId::new("bench"),
+        function: *FUNCTION,
+        image,
+    })
+}
 
 /// What a relay process is to do.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -1,23 +1,24 @@
 //! Our rows: the agent's own worker, with a store, a ticket, frames and maps; this file plays the control side.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use faasnet_agent::Engine as WorkerEngine;
-use faasnet_agent::WorkerLink;
+use faasnet_agent::{Trust, WorkerLink};
 use faasnet_agent::tuning::Tuning;
 use faasnet_agent::worker::mailbox::{Assignment, FunctionReport, StripePlan, Target, WorkerCommand, WorkerEvent};
 use faasnet_agent::worker::{self, WorkerConfig, WorkerHandle};
-use faasnet_api::{Ticket, Verify};
+use faasnet_api::{KeySet, TicketKey, Verify};
 use faasnet_ring::SocketOptions;
 use faasnet_store::{Store, StoreOptions};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
+use tokio::sync::watch;
 
 use super::super::stream::Stream;
 use super::super::{Engine, Mode};
-use super::{CHILD_NODES, FUNCTION, Job, Ledger, ORIGIN_NODE, Relay, SECRET};
+use super::{CHILD_NODES, FUNCTION, Job, KEY, Ledger, ORIGIN_NODE, Relay, ticket};
 
 pub(super) struct WorkerRelay {
     worker: WorkerHandle,
@@ -39,11 +40,12 @@ impl WorkerRelay {
         let store =
             Store::open_with(folder.path(), StoreOptions { write: job.store_write, ..StoreOptions::default() })?;
         let image = store.open_image("bench", Arc::clone(&stream.descriptor))?;
+        let keys = KeySet::new([TicketKey { public: KEY.public(), valid_until: u64::MAX }]);
         let config = WorkerConfig {
             listen: ([0, 0, 0, 0], 0).into(),
             advertise: None,
             node: store.node_id(),
-            secret: SECRET.clone(),
+            trust: Trust::new(KEY.clone(), watch::channel(keys).1),
             feed: ([127, 0, 0, 1], 1).into(),
             engine: if job.engine == Engine::Copy { WorkerEngine::Copy } else { WorkerEngine::Splice },
             patience: Default::default(),
@@ -60,7 +62,6 @@ impl WorkerRelay {
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let worker = runtime.block_on(worker::start(config))?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
         let plan = StripePlan {
             upstream: Target::Node(ORIGIN_NODE, job.origin),
             fallbacks: Vec::new(),
@@ -71,7 +72,7 @@ impl WorkerRelay {
             image: image.descriptor().id(),
             term: 1,
             epoch: 1,
-            ticket: Ticket::issue(&SECRET, store.node_id(), *FUNCTION, image.descriptor().id(), now),
+            ticket: ticket(store.node_id(), image.descriptor().id()),
             stripes: vec![plan],
             stored: Some(image),
         };

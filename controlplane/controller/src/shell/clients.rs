@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use faasnet_api::keys::random_bytes;
 use faasnet_api::v1;
 use faasnet_api::v1::control_server::Control;
 use tokio::sync::{mpsc, watch};
@@ -9,7 +10,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-use super::owner::{Handle, Message, Reply, status, stopping};
+use super::owner::{Handle, Latest, Message, Reply, status, stopping};
 use super::registration::Registering;
 use super::watching;
 use crate::registrar::Registrar;
@@ -32,6 +33,8 @@ impl Control for Clients {
     type UpdateFunctionStream = Replies<v1::CreateFunctionProgress>;
     type WatchStream = Replies<v1::WatchReply>;
     type ProvisionStream = Replies<v1::ProvisionProgress>;
+    type ScaleStream = Replies<v1::ProvisionProgress>;
+    type DrainStream = Replies<v1::DrainProgress>;
 
     async fn create_function(
         &self,
@@ -81,18 +84,15 @@ impl Control for Clients {
         &self,
         request: Request<v1::ProvisionRequest>,
     ) -> Result<Response<Self::ProvisionStream>, Status> {
-        let (sender, mut progress) = watch::channel(None);
-        let (id, ask) = (RequestId(self.owner.number()), Ask::Provision(request.into_inner()));
-        self.owner.send(Message::Call { request: id, ask, reply: Reply::Progress(sender) }).await?;
-        // The first answer tells a refusal from a provision under way.
-        progress.changed().await.map_err(|_| stopping())?;
-        if let Some(Err(refusal)) = &*progress.borrow() {
-            return Err(status(refusal));
-        }
-        progress.mark_changed();
-        let (replies, stream) = mpsc::channel(1);
-        tokio::spawn(forward(self.owner.clone(), id, progress, replies));
-        Ok(Response::new(ReceiverStream::new(stream)))
+        self.follow(Ask::Provision(request.into_inner()), Reply::Progress, |progress| progress.done).await
+    }
+
+    async fn scale(&self, request: Request<v1::ScaleRequest>) -> Result<Response<Self::ScaleStream>, Status> {
+        self.follow(Ask::Scale(request.into_inner()), Reply::Progress, |progress| progress.done).await
+    }
+
+    async fn drain(&self, request: Request<v1::DrainRequest>) -> Result<Response<Self::DrainStream>, Status> {
+        self.follow(Ask::Drain(request.into_inner()), Reply::Drain, |progress| progress.done).await
     }
 
     async fn release(&self, request: Request<v1::ReleaseRequest>) -> Result<Response<v1::ReleaseReply>, Status> {
@@ -116,11 +116,29 @@ impl Control for Clients {
         }
     }
 
+    async fn list_keys(&self, _: Request<v1::ListKeysRequest>) -> Result<Response<v1::ListKeysReply>, Status> {
+        self.keys(Ask::ListKeys).await
+    }
+
+    async fn rotate_keys(&self, _: Request<v1::RotateKeysRequest>) -> Result<Response<v1::ListKeysReply>, Status> {
+        self.keys(Ask::RotateKeys { seed: random_bytes() }).await
+    }
+
+    async fn revoke_key(
+        &self,
+        request: Request<v1::RevokeKeyRequest>,
+    ) -> Result<Response<v1::ListKeysReply>, Status> {
+        self.keys(Ask::RevokeKey { key_id: request.into_inner().key_id, seed: random_bytes() }).await
+    }
+
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         Ok(Response::new(watching::start(self.owner.clone(), request.into_inner(), self.stop.clone())))
     }
 
-    async fn get_version(&self, _: Request<v1::GetVersionRequest>) -> Result<Response<v1::GetVersionReply>, Status> {
+    async fn get_version(
+        &self,
+        _: Request<v1::GetVersionRequest>,
+    ) -> Result<Response<v1::GetVersionReply>, Status> {
         match self.owner.ask(Ask::GetTerm).await? {
             Answer::Term(term) => {
                 let version = env!("CARGO_PKG_VERSION").into();
@@ -132,17 +150,46 @@ impl Control for Clients {
 }
 
 impl Clients {
+    async fn keys(&self, ask: Ask) -> Result<Response<v1::ListKeysReply>, Status> {
+        match self.owner.ask(ask).await? {
+            Answer::Keys(keys) => Ok(Response::new(keys)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Asks for something that takes its time, and passes on how it stands.
+    async fn follow<P: Clone + Send + Sync + 'static>(
+        &self,
+        ask: Ask,
+        reply: fn(watch::Sender<Latest<P>>) -> Reply,
+        is_last: fn(&P) -> bool,
+    ) -> Result<Response<Replies<P>>, Status> {
+        let (sender, mut progress) = watch::channel(None);
+        let id = RequestId(self.owner.number());
+        self.owner.send(Message::Call { request: id, ask, reply: reply(sender) }).await?;
+        // The first answer tells a refusal from something under way.
+        progress.changed().await.map_err(|_| stopping())?;
+        if let Some(Err(refusal)) = &*progress.borrow() {
+            return Err(status(refusal));
+        }
+        progress.mark_changed();
+        let (replies, stream) = mpsc::channel(1);
+        tokio::spawn(forward(self.owner.clone(), id, progress, is_last, replies));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
     fn register(&self, registering: Registering) -> Replies<v1::CreateFunctionProgress> {
         registering.start(self.owner.clone(), self.registrar.clone(), self.stop.clone())
     }
 }
 
 /// Passes the latest progress on, as fast as the client takes it, until the last.
-async fn forward(
+async fn forward<P: Clone>(
     owner: Handle,
     request: RequestId,
-    mut progress: watch::Receiver<Option<Result<v1::ProvisionProgress, crate::state::Refusal>>>,
-    replies: mpsc::Sender<Result<v1::ProvisionProgress, Status>>,
+    mut progress: watch::Receiver<Latest<P>>,
+    is_last: fn(&P) -> bool,
+    replies: mpsc::Sender<Result<P, Status>>,
 ) {
     loop {
         let changed = tokio::select! {
@@ -161,7 +208,7 @@ async fn forward(
             Some(reply) => reply.map_err(|refusal| status(&refusal)),
             None => continue,
         };
-        let last = reply.as_ref().map_or(true, |progress| progress.done);
+        let last = reply.as_ref().map_or(true, is_last);
         if replies.send(reply).await.is_err() {
             break;
         }

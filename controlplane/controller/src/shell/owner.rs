@@ -43,13 +43,14 @@ pub(crate) struct Session {
     pub(crate) _end: DropGuard,
 }
 
-/// The latest state of a provision.
-pub(crate) type ProgressSender = watch::Sender<Option<Result<v1::ProvisionProgress, Refusal>>>;
+/// The latest state of something that takes its time; `None` before the first word.
+pub(crate) type Latest<P> = Option<Result<P, Refusal>>;
 
 /// Where a call's answer goes.
 pub(crate) enum Reply {
     Once(oneshot::Sender<Result<Answer, Refusal>>),
-    Progress(ProgressSender),
+    Progress(watch::Sender<Latest<v1::ProvisionProgress>>),
+    Drain(watch::Sender<Latest<v1::DrainProgress>>),
 }
 
 /// What the services hold of the owner.
@@ -267,6 +268,15 @@ impl Owner {
             }
             Output::Probe { node, probe, address } => self.start_probe(node, probe, address),
             Output::Answer { request, answer } => self.answer(request, answer),
+            Output::Drained { request, progress } => {
+                let done = progress.done;
+                if let Some(Reply::Drain(client)) = self.calls.get(&request) {
+                    client.send_replace(Some(Ok(progress)));
+                }
+                if done {
+                    self.calls.remove(&request);
+                }
+            }
             Output::Progress { request, progress } => {
                 let done = progress.done;
                 if let Some(Reply::Progress(client)) = self.calls.get(&request) {
@@ -295,7 +305,8 @@ impl Owner {
             // Ignored: the client may be gone.
             (Some(Reply::Once(client)), answer) => drop(client.send(answer)),
             (Some(Reply::Progress(client)), Err(refusal)) => drop(client.send_replace(Some(Err(refusal)))),
-            (Some(Reply::Progress(_)), Ok(_)) | (None, _) => {}
+            (Some(Reply::Drain(client)), Err(refusal)) => drop(client.send_replace(Some(Err(refusal)))),
+            (Some(Reply::Progress(_) | Reply::Drain(_)), Ok(_)) | (None, _) => {}
         }
     }
 

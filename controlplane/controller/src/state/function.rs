@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use faasnet_api::{FunctionId, ImageId, NodeId, v1};
+use faasnet_api::{FunctionId, ImageId, NodeId, Ticket, v1};
 use faasnet_tree::FunctionTrees;
 
 use super::update::NextImage;
@@ -19,12 +19,32 @@ pub(crate) struct Member {
     pub(crate) joined: (u64, u64),
     /// What its agent was last told on the present stream.
     pub(crate) sent: Option<Sent>,
+    /// Its permission to fetch, as last signed.
+    pub(crate) ticket: Option<Ticket>,
+    /// When it was last provisioned, received, fed somebody or was read by its host.
+    pub(crate) used_ms: u64,
+    /// On its way out: in no tree any more, but still there for those who receive from it.
+    pub(crate) leaving: Option<Leaving>,
+}
+
+/// A member that lets its children move before it goes.
+#[derive(Debug, Clone)]
+pub(crate) struct Leaving {
+    pub(crate) since_ms: u64,
+    /// Who comes instead; it goes when that one is complete.
+    pub(crate) successor: Option<NodeId>,
+}
+
+/// Leave to read the origin.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Lease {
+    pub(crate) node: NodeId,
+    pub(crate) until_ms: u64,
 }
 
 #[derive(Debug)]
 pub(crate) struct Sent {
     pub(crate) stripes: Vec<v1::StripePlan>,
-    pub(crate) unix_s: u64,
 }
 
 impl Member {
@@ -32,6 +52,9 @@ impl Member {
         self.progress.as_ref().is_some_and(|progress| progress.state() == v1::FunctionState::Complete)
     }
 }
+
+/// A stripe's root and heir.
+pub(crate) type Leaders = (Option<NodeId>, Option<NodeId>);
 
 #[derive(Debug)]
 pub(crate) struct Function {
@@ -51,6 +74,12 @@ pub(crate) struct Function {
     pub(crate) wanted: BTreeMap<NodeId, Member>,
     pub(crate) trees: FunctionTrees<NodeId>,
     pub(crate) epoch: u64,
+    /// Nodes that only receive, outside the trees: per stripe, who feeds them in addition to its planned children.
+    pub(crate) riders: BTreeMap<NodeId, Vec<NodeId>>,
+    /// Somebody said that he fetches.
+    pub(crate) moving_ms: Option<u64>,
+    /// Who may read the origin for a while though he is neither root nor heir, per stripe.
+    pub(crate) leases: BTreeMap<u8, Lease>,
     /// Per stripe: who feeds a root that came to its place without the image while others have all of it.
     pub(crate) donors: Vec<Option<NodeId>>,
     /// The image of an update that no provision has taken up yet.
@@ -73,6 +102,8 @@ impl Function {
             note: self.note.clone(),
             next_image_id: self.next.as_ref().map(|next| next.image.to_vec()).unwrap_or_default(),
             next_reference: self.next.as_ref().map(|next| next.reference.clone()).unwrap_or_default(),
+            memory_mib: self.memory_mib,
+            count: self.count.unwrap_or(0),
         }
     }
 
@@ -88,8 +119,40 @@ impl Function {
         self.wanted.get(node).and_then(|member| member.progress.clone()).unwrap_or_else(waiting)
     }
 
+    /// Whether it stands in the trees or hangs on them.
+    pub(crate) fn has_place(&self, node: &NodeId) -> bool {
+        self.trees.contains(node) || self.riders.contains_key(node)
+    }
+
+    /// Everybody with a place.
+    pub(crate) fn placed(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.trees.members().chain(self.riders.keys().copied())
+    }
+
+    /// From whom a member receives; `None`: the origin, or nobody yet.
+    pub(crate) fn parent(&self, stripe: u8, node: &NodeId) -> Option<NodeId> {
+        let host = || self.riders.get(node)?.get(usize::from(stripe)).copied();
+        self.trees.parent(stripe, node).or_else(host)
+    }
+
+    /// The nodes that receive from it only.
+    pub(crate) fn riders_of(&self, stripe: u8, host: NodeId) -> impl Iterator<Item = NodeId> + '_ {
+        let rides = move |hosts: &Vec<NodeId>| hosts.get(usize::from(stripe)) == Some(&host);
+        self.riders.iter().filter(move |(_, hosts)| rides(hosts)).map(|(rider, _)| *rider)
+    }
+
+    /// Its planned children: those in the tree and those that only receive.
+    pub(crate) fn children(&self, stripe: u8, node: NodeId) -> impl Iterator<Item = NodeId> + '_ {
+        self.trees.children(stripe, &node).chain(self.riders_of(stripe, node))
+    }
+
+    /// Whether it is counted as there: not on its way out.
+    pub(crate) fn stays(&self, node: &NodeId) -> bool {
+        self.wanted.get(node).is_some_and(|member| member.leaving.is_none())
+    }
+
     /// The root and the heir of every stripe.
-    pub(crate) fn leaders(&self) -> Vec<(Option<NodeId>, Option<NodeId>)> {
+    pub(crate) fn leaders(&self) -> Vec<Leaders> {
         (0..self.trees.stripes()).map(|stripe| (self.trees.root(stripe), self.trees.heir(stripe))).collect()
     }
 

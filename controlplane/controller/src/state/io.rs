@@ -128,6 +128,10 @@ pub enum Ask {
     Provision(v1::ProvisionRequest),
     /// Takes nodes out of a function's trees.
     Release(v1::ReleaseRequest),
+    /// Brings a function to a number of nodes; answered by [`Output::Progress`] until done.
+    Scale(v1::ScaleRequest),
+    /// Empties a node, or lets it take functions again; answered by [`Output::Drained`] until done.
+    Drain(v1::DrainRequest),
     /// Shows a function's trees.
     GetTree(v1::GetTreeRequest),
     /// Counts for metrics.
@@ -136,6 +140,20 @@ pub enum Ask {
     GetTerm,
     /// Lists nodes.
     ListNodes,
+    /// Lists the keys that sign tickets.
+    ListKeys,
+    /// Makes a new one.
+    RotateKeys {
+        /// What it is made of; random.
+        seed: [u8; 32],
+    },
+    /// Makes a key's tickets worthless.
+    RevokeKey {
+        /// How its id begins.
+        key_id: String,
+        /// What another is made of, if it is the current one; random.
+        seed: [u8; 32],
+    },
 }
 
 /// A successful answer.
@@ -151,6 +169,7 @@ pub enum Answer {
     Term(u64),
     Counts(Counts),
     Nodes(v1::ListNodesReply),
+    Keys(v1::ListKeysReply),
 }
 
 /// The kinds of refusal, as far as a caller can act on them.
@@ -230,6 +249,13 @@ pub enum Output {
         request: RequestId,
         /// The answer.
         answer: Result<Answer, Refusal>,
+    },
+    /// Tell a client how its drain stands; the last one says `done`. A newer one replaces an older one not yet sent.
+    Drained {
+        /// The call.
+        request: RequestId,
+        /// Where it stands.
+        progress: v1::DrainProgress,
     },
     /// Say to people what happened.
     Note(String),

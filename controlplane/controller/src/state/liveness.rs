@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 
-use faasnet_api::{FunctionId, NodeId, v1};
+use faasnet_api::{FunctionId, NodeId, PublicKey, v1};
 
 use super::State;
 use super::io::{Now, Output, ProbeAnswer, ProbeId, Refusal, SessionId};
@@ -17,10 +17,13 @@ use super::records::Key;
 const DETACHED_PROBE_MS: u64 = 100;
 /// A pause between two ticks that says that this process stood still, not the nodes.
 const STALL_MS: u64 = 1_000;
+/// When a node was seen is stored again after so long.
+const REMEMBER_SECONDS: u64 = 10 * 60;
 
 /// What an agent says about itself, checked.
 struct Introduction {
     id: NodeId,
+    key: PublicKey,
     address: SocketAddr,
     name: String,
 }
@@ -31,13 +34,20 @@ impl State {
             Ok(introduction) => introduction,
             Err(refusal) => return self.emit(Output::Close { session, refusal }),
         };
-        let Introduction { id, address, name } = introduction;
+        let Introduction { id, key, address, name } = introduction;
         let known = self.nodes.get(&id);
         if let Some(node) = known.filter(|node| node.incarnation > attached.incarnation) {
             let refusal = Refusal::precondition(format!(
                 "node {id} has attached as incarnation {} already and this agent is incarnation {}; \
                  if its store was copied from another host, empty it so that the agent makes an id of its own",
                 node.incarnation, attached.incarnation
+            ));
+            return self.emit(Output::Close { session, refusal });
+        }
+        if known.is_some_and(|node| node.key.is_some_and(|known| known != key)) {
+            let refusal = Refusal::precondition(format!(
+                "node {id} is registered with another key; the agent's store has lost its `node-key` file or took over the id of \
+                 another: empty the store, so that the agent makes an id and a key of its own"
             ));
             return self.emit(Output::Close { session, refusal });
         }
@@ -54,28 +64,41 @@ impl State {
         }
         self.take_address(now, address, id);
         self.raise_term(now, &attached);
+        let name = self.free_name(id, name);
+        if let Some(old) = self.nodes.get(&id).map(|node| node.address).filter(|old| *old != address)
+            && self.addresses.get(&old) == Some(&id)
+        {
+            self.addresses.remove(&old);
+        }
         let node = self.nodes.entry(id).or_insert_with(|| Node::new(id, address, now.ms));
         node.name = name;
         node.address = address;
+        node.key = Some(key);
         node.incarnation = attached.incarnation;
         node.memory_mib = attached.memory_mib;
         node.version = attached.version;
         node.session = Some(session);
         node.liveness = Liveness::Live;
-        node.last_seen_ms = now.ms;
+        node.seen(now);
+        node.stored_unix_s = now.unix_s;
         node.transferring = false;
         node.probe = None;
         node.must_answer = false;
         self.sessions.insert(session, id);
         self.capacity_changed = true;
         self.emit(Output::Store(Key::Node(id)));
+        self.emit(Output::Store(Key::NodeKey(id)));
         let accepted = v1::Accepted {
             term: self.term,
             heartbeat_ms: self.settings.heartbeat_ms,
             idle_heartbeat_ms: self.settings.idle_heartbeat_ms,
+            ticket_keys: Some(self.ticket_keys()),
         };
         self.emit(Output::Send { session, command: v1::command::Command::Accepted(accepted) });
         self.note(format!("node {} attached from {address}, incarnation {}", self.name_of(&id), attached.incarnation));
+        if restarted {
+            self.forget_pace(now, id);
+        }
         self.take_held(now, id, &attached.held, restarted);
         self.rejoin(now, id, moved);
     }
@@ -113,10 +136,14 @@ impl State {
         if pause > STALL_MS {
             self.nodes.values_mut().for_each(|node| node.last_seen_ms = now.ms.min(node.last_seen_ms + pause));
         }
-        let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
-        for id in ids {
+        let due: Vec<NodeId> = self.nodes.values().filter(|node| self.needs_watching(now, node)).map(|node| node.id).collect();
+        for id in due {
             self.watch_node(now, id);
         }
+        self.judge_paces(now);
+        self.reclaim_idle(now);
+        self.advance_leaving(now);
+        self.advance_keys(now);
         self.renew_tickets(now);
         self.report_watches(now);
     }
@@ -124,7 +151,12 @@ impl State {
     /// What an event of its stream says about a node, whatever the event is.
     pub(super) fn seen(&mut self, now: Now, id: NodeId) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
-        node.last_seen_ms = now.ms;
+        node.seen(now);
+        if now.unix_s >= node.stored_unix_s + REMEMBER_SECONDS {
+            // So that after a restart it is known about when it was seen.
+            node.stored_unix_s = now.unix_s;
+            self.out.push(Output::Store(Key::Node(id)));
+        }
         match node.liveness {
             Liveness::Live => {}
             Liveness::Dead { .. } if node.must_answer => self.probe_after_pause(now, id),
@@ -145,6 +177,14 @@ impl State {
         self.emit(Output::Probe { node: id, probe, address });
     }
 
+    /// Whether time alone may change what is thought of a node: seldom, and there are many nodes.
+    fn needs_watching(&self, now: Now, node: &Node) -> bool {
+        match node.liveness {
+            Liveness::Live => now.ms.saturating_sub(node.last_seen_ms) >= node.silence_limit_ms(&self.settings),
+            Liveness::Registered | Liveness::Suspect { .. } | Liveness::Dead { .. } => true,
+        }
+    }
+
     fn watch_node(&mut self, now: Now, id: NodeId) {
         let Some(node) = self.nodes.get(&id) else { return };
         let silence = now.ms.saturating_sub(node.last_seen_ms);
@@ -158,7 +198,7 @@ impl State {
                 self.bury(now, id);
             }
             Liveness::Suspect { .. } => self.probe_after_pause(now, id),
-            Liveness::Dead { since_ms } if now.ms >= since_ms + self.settings.forget_dead_ms => self.forget(id),
+            Liveness::Dead { .. } if node.unseen_ms(now) >= self.settings.forget_dead_ms => self.forget(id),
             Liveness::Registered | Liveness::Live | Liveness::Dead { .. } => {}
         }
     }
@@ -217,7 +257,7 @@ impl State {
             }
             self.send_assigns(now, function, [id]);
             if moved {
-                let members = self.functions.get(&function).map(|function| function.trees.members().to_vec());
+                let members = self.functions.get(&function).map(|function| function.placed().collect::<Vec<_>>());
                 self.send_assigns(now, function, members.unwrap_or_default());
             }
             self.touch_watches(function, id);
@@ -230,6 +270,33 @@ impl State {
         if self.nodes.get(&old).is_some_and(|node| node.session.is_none() && node.address == address && !node.is_dead())
         {
             self.bury(now, old);
+        }
+    }
+
+    /// The name that a node is known by: its own, unless another node that is there has that one already.
+    fn free_name(&mut self, id: NodeId, name: String) -> String {
+        let taken = |node: &&Node| node.id != id && node.name == name && !node.is_dead();
+        let holder = self.names.get(&name).and_then(|holder| self.nodes.get(holder)).filter(taken);
+        let Some(other) = holder.map(|node| node.id.short()) else {
+            if let Some(old) = self.nodes.get(&id).map(|node| node.name.clone()).filter(|old| *old != name) {
+                self.free_up_name(&old, id);
+            }
+            self.names.insert(name.clone(), id);
+            return name;
+        };
+        let own = format!("{name}-{}", id.short());
+        if self.nodes.get(&id).is_some_and(|node| node.name == own) {
+            return own;
+        }
+        self.note(format!(
+            "two nodes are named {name:?}: {other} keeps the name, {id} is called {own:?}; give each agent a name of its own (name)"
+        ));
+        own
+    }
+
+    fn free_up_name(&mut self, name: &str, id: NodeId) {
+        if self.names.get(name) == Some(&id) {
+            self.names.remove(name);
         }
     }
 
@@ -252,8 +319,12 @@ impl State {
             if self.addresses.get(&node.address) == Some(&id) {
                 self.addresses.remove(&node.address);
             }
+            let name = node.name.clone();
+            self.free_up_name(&name, id);
             self.nodes.remove(&id);
+            self.forget_blame(id);
             self.emit(Output::Store(Key::Node(id)));
+            self.emit(Output::Store(Key::NodeKey(id)));
         }
     }
 }
@@ -271,6 +342,9 @@ fn introduce(attached: &v1::Attached) -> Result<Introduction, Refusal> {
             "nobody can connect to the data address {address}; set the agent's advertise address to one that other nodes reach"
         )));
     }
+    let key = PublicKey::try_from(&attached.public_key[..]).map_err(|error| {
+        Refusal::invalid(format!("{error}; tickets are bound to an agent's key: upgrade the agent"))
+    })?;
     let name = if attached.name.is_empty() { id.short() } else { attached.name.clone() };
-    Ok(Introduction { id, address, name })
+    Ok(Introduction { id, key, address, name })
 }

@@ -2,14 +2,15 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use faasnet_api::ticket::LIFETIME_SECONDS;
-use faasnet_api::{FunctionId, NodeId, Ticket, v1};
+use faasnet_api::{FunctionId, NodeId, v1};
 use faasnet_tree::Edge;
 
-use super::function::{Function, Member, Sent};
-use super::io::{Now, Output, Refusal};
+use super::function::{Leaders, Member, Sent};
+use super::pace::Level;
+use super::keys::is_old;
+use super::io::{Now, Output};
 use super::records::Key;
-use super::{State, plan};
+use super::{State, leading, plan, riding};
 
 /// Tickets are renewed when half of their life is over, checked this often.
 const TICKET_CHECK_SECONDS: u64 = 60;
@@ -23,8 +24,11 @@ impl State {
             if std::mem::take(&mut member.failed) {
                 member.progress = None;
             }
+            member.used_ms = now.ms;
+            member.leaving = None;
+            self.leaving.remove(&(id, *node));
             if let Some(node) = self.nodes.get_mut(node) {
-                node.functions.insert(id);
+                node.occupy(id, &function.tenant, function.memory_mib);
             }
         }
         self.emit(Output::Store(Key::Function(id)));
@@ -34,13 +38,14 @@ impl State {
         }
     }
 
-    /// Takes nodes out of the intent and tells them. Answers how many were in it.
-    pub(super) fn unwant(&mut self, now: Now, id: FunctionId, nodes: &[NodeId]) -> u32 {
+    /// Takes nodes out of the intent and tells them, to free their disks too if `discard`. Answers how many were in it.
+    pub(super) fn unwant(&mut self, now: Now, id: FunctionId, nodes: &[NodeId], discard: bool) -> u32 {
         let Some(function) = self.functions.get_mut(&id) else { return 0 };
         let gone: Vec<NodeId> = nodes.iter().copied().filter(|node| function.wanted.remove(node).is_some()).collect();
         if gone.is_empty() {
             return 0;
         }
+        let memory_mib = function.memory_mib;
         self.emit(Output::Store(Key::Function(id)));
         if !self.align_trees(now, id, &gone) {
             // A new epoch even when no tree changes: the drop must be newer than what the agent holds.
@@ -48,57 +53,98 @@ impl State {
         }
         for node in &gone {
             if let Some(node) = self.nodes.get_mut(node) {
-                node.functions.remove(&id);
+                node.vacate(id, memory_mib);
             }
-            self.send_drop(id, *node, 0);
+            self.leaving.remove(&(id, *node));
+            self.send_drop(id, *node, 0, discard);
             self.touch_watches(id, *node);
         }
         gone.len() as u32
     }
 
     /// Makes the trees agree with intent and liveness as far as these nodes are concerned, and tells everybody whose plan changed.
-    /// Answers whether a tree changed.
+    /// Answers whether anybody's place changed.
     pub(super) fn align_trees(&mut self, now: Now, id: FunctionId, nodes: &[NodeId]) -> bool {
         let nodes_known = &self.nodes;
         let Some(function) = self.functions.get_mut(&id) else { return false };
-        let leaders = function.leaders();
-        let version = (self.term, function.epoch + 1);
-        let mut edges: HashSet<Edge<NodeId>> = HashSet::new();
-        for node in nodes {
-            let dead = nodes_known.get(node).is_none_or(|node| node.is_dead());
-            let planned = !dead && function.wanted.get(node).is_some_and(|member| !member.failed);
-            let change = match (planned, function.trees.contains(node)) {
-                (true, false) => function.trees.insert(*node),
-                (false, true) => function.trees.remove(*node),
-                _ => continue,
-            };
-            if let Ok(change) = change {
-                edges.extend(change.changed.into_iter().chain(change.freed));
+        let (leaders, version) = (function.leaders(), (self.term, function.epoch + 1));
+        let (mut edges, mut moved) = (HashSet::new(), Vec::new());
+        for id in nodes {
+            let node = nodes_known.get(id).filter(|node| !node.is_dead() && node.is_trusted());
+            let member = function.wanted.get(id).filter(|member| !member.failed && member.leaving.is_none());
+            let planned = node.filter(|_| member.is_some());
+            let rides = planned.is_some_and(|node| node.pace.level == Level::ReceivesOnly);
+            let (in_trees, riding) = (function.trees.contains(id), function.riders.contains_key(id));
+            if (planned.is_some() && !rides, rides) == (in_trees, riding) {
+                continue;
             }
-            if let Some(member) = function.wanted.get_mut(node).filter(|_| planned) {
+            function.riders.remove(id);
+            let change = match (planned.is_some() && !rides, in_trees) {
+                (true, false) => function.trees.insert(*id),
+                (false, true) => function.trees.remove(*id),
+                _ => Ok(Default::default()),
+            };
+            if rides {
+                function.riders.insert(*id, Vec::new());
+            }
+            let change = change.unwrap_or_default();
+            edges.extend(change.changed.into_iter().chain(change.freed));
+            moved.push(*id);
+            if let Some(member) = function.wanted.get_mut(id).filter(|_| planned.is_some()) {
                 member.joined = version;
             }
         }
-        if edges.is_empty() {
+        if moved.is_empty() {
             return false;
         }
+        self.settle_trees(now, id, &leaders, edges, moved);
+        true
+    }
+
+    /// Moves a straggler where it holds up few.
+    pub(super) fn demote(&mut self, now: Now, id: FunctionId, node: NodeId) {
+        let nodes = &self.nodes;
+        let Some(function) = self.functions.get_mut(&id) else { return };
+        let leaders = function.leaders();
+        let is_slow = |other: &NodeId| nodes.get(other).is_some_and(|other| other.pace.is_slow());
+        let change = function.trees.demote(node, is_slow).unwrap_or_default();
+        let edges: HashSet<Edge<NodeId>> = change.changed.into_iter().chain(change.freed).collect();
+        if !edges.is_empty() {
+            self.settle_trees(now, id, &leaders, edges, Vec::new());
+        }
+    }
+
+    /// After a change of the trees: a new epoch, leaders that have data, parents for those that only receive, and new plans for all whose
+    /// neighbourhood changed.
+    fn settle_trees(
+        &mut self,
+        now: Now,
+        id: FunctionId,
+        leaders: &[Leaders],
+        mut edges: HashSet<Edge<NodeId>>,
+        moved: Vec<NodeId>,
+    ) {
+        let nodes = &self.nodes;
+        let Some(function) = self.functions.get_mut(&id) else { return };
         function.epoch += 1;
+        edges.extend(leading::lead_with_data(function));
+        let hosts_changed = riding::host_riders(function, nodes, &mut edges);
         let leaders_after = function.leaders();
         let heirs_changed = leaders.iter().zip(&leaders_after).any(|(before, after)| before.1 != after.1);
         let mut concerned = match heirs_changed {
             // The heir is a fallback of nearly everybody.
-            true => function.trees.members().iter().copied().collect(),
+            true => function.placed().collect(),
             false => plan::concerned(function, &edges),
         };
-        concerned.extend(self.choose_donors(id, &leaders));
+        concerned.extend(hosts_changed.into_iter().chain(moved).filter(|node| function.has_place(node)));
+        concerned.extend(self.choose_donors(id, leaders));
         self.emit(Output::Store(Key::Order(id)));
         self.send_assigns(now, id, concerned);
-        true
     }
 
     /// A root that came to its place without the image gets it from a member that has all of it, if there is one, instead of having the
     /// origin read a second time. Answers whose plan that changes.
-    fn choose_donors(&mut self, id: FunctionId, leaders: &[(Option<NodeId>, Option<NodeId>)]) -> Vec<NodeId> {
+    fn choose_donors(&mut self, id: FunctionId, leaders: &[Leaders]) -> Vec<NodeId> {
         let nodes = &self.nodes;
         let Some(function) = self.functions.get_mut(&id) else { return Vec::new() };
         let mut concerned = Vec::new();
@@ -140,7 +186,7 @@ impl State {
         let Some(session) = nodes.get(&node).filter(|node| !node.is_dead()).and_then(|node| node.session) else {
             return;
         };
-        let Some(function) = self.functions.get_mut(&id).filter(|function| function.trees.contains(&node)) else {
+        let Some(function) = self.functions.get_mut(&id).filter(|function| function.has_place(&node)) else {
             return;
         };
         let address = |id: NodeId| nodes.get(&id).map(|node| node.address.to_string()).unwrap_or_default();
@@ -149,7 +195,8 @@ impl State {
         if !even_if_unchanged && told.is_some_and(|sent| sent.stripes == stripes) {
             return;
         }
-        let ticket = Ticket::issue(&self.settings.secret, node, id, function.image, now.unix_s);
+        let Some(ticket) = self.ticket(now, id, node) else { return };
+        let Some(function) = self.functions.get_mut(&id) else { return };
         let assign = v1::Assign {
             function_id: id.to_vec(),
             tenant: function.tenant.clone(),
@@ -162,13 +209,13 @@ impl State {
             descriptor: if function.leads(&node) { function.descriptor.clone() } else { Vec::new() },
         };
         if let Some(member) = function.wanted.get_mut(&node) {
-            member.sent = Some(Sent { stripes, unix_s: now.unix_s });
+            member.sent = Some(Sent { stripes });
         }
         self.emit(Output::Send { session, command: v1::command::Command::Assign(assign) });
     }
 
     /// Tells a node to forget a function that it shall not hold, with an epoch above the one that it `holds`.
-    pub(super) fn send_drop(&mut self, id: FunctionId, node: NodeId, holds_epoch: u64) {
+    pub(super) fn send_drop(&mut self, id: FunctionId, node: NodeId, holds_epoch: u64, discard: bool) {
         let Some(session) = self.nodes.get(&node).and_then(|node| node.session) else { return };
         let epoch = match self.functions.get_mut(&id) {
             Some(function) => {
@@ -176,12 +223,11 @@ impl State {
                 function.epoch
             }
             None => {
-                let epoch = self.retired.entry(id).or_default();
-                *epoch = (*epoch).max(holds_epoch.saturating_add(1));
-                *epoch
+                self.retired_epoch = self.retired_epoch.max(holds_epoch.saturating_add(1));
+                self.retired_epoch
             }
         };
-        let drop = v1::Drop { function_id: id.to_vec(), term: self.term, epoch };
+        let drop = v1::Drop { function_id: id.to_vec(), term: self.term, epoch, discard };
         self.emit(Output::Send { session, command: v1::command::Command::Drop(drop) });
     }
 
@@ -193,85 +239,21 @@ impl State {
 
     /// Tells every member of a function its plan again, whatever it was told before; after a new epoch or term.
     pub(super) fn resend_assigns(&mut self, now: Now, id: FunctionId) {
-        let members = self.functions.get(&id).map(|function| function.trees.members().to_vec()).unwrap_or_default();
+        let members: Vec<NodeId> =
+            self.functions.get(&id).map(|function| function.placed().collect()).unwrap_or_default();
         for node in members {
             self.send_assign(now, id, node, true);
         }
     }
 
-    /// Brings a function that is provisioned by number to `count` members that are not dead. Those that are added stand in for dead ones,
-    /// which are forgotten. `strict`: refuse, changing nothing, when there are not enough nodes; else take what there is.
-    pub(super) fn place(&mut self, now: Now, id: FunctionId, count: u32, strict: bool) -> Result<Vec<NodeId>, Refusal> {
-        let Some(function) = self.functions.get(&id) else { return Ok(Vec::new()) };
-        let (serving, lost) = self.split_members(function);
-        let short = (count as usize).saturating_sub(serving);
-        if short == 0 {
-            return Ok(Vec::new());
-        }
-        let limit = self.settings.functions_per_node as usize;
-        let mut spare: Vec<(usize, NodeId)> = self
-            .nodes
-            .values()
-            .filter(|node| node.is_live() && node.functions.len() < limit && !function.wanted.contains_key(&node.id))
-            .map(|node| (node.functions.len(), node.id))
-            .collect();
-        if strict && spare.len() < short {
-            let live = self.nodes.values().filter(|node| node.is_live()).count();
-            return Err(Refusal::precondition(format!(
-                "{count} nodes are asked for; {serving} have the function already and {} more of {live} live nodes have room for it \
-                 (functions_per_node = {limit}). Start more agents, release other functions or ask for at most {}",
-                spare.len(),
-                serving + spare.len()
-            )));
-        }
-        spare.sort_unstable();
-        let added: Vec<NodeId> = spare.into_iter().take(short).map(|(_, node)| node).collect();
-        let replaced: Vec<NodeId> = lost.into_iter().take(added.len()).collect();
-        if !added.is_empty() {
-            self.unwant(now, id, &replaced);
-            self.want(now, id, &added);
-        }
-        Ok(added)
-    }
-
-    /// How many members are there, and which are dead. One where the image failed counts as there: an image that fails everywhere shall
-    /// not be tried on every node of the cluster.
-    fn split_members(&self, function: &Function) -> (usize, Vec<NodeId>) {
-        let dead = |node: &NodeId| self.nodes.get(node).is_none_or(|node| node.is_dead());
-        let lost: Vec<NodeId> = function.wanted.keys().copied().filter(dead).collect();
-        (function.wanted.len() - lost.len(), lost)
-    }
-
-    /// Closes the gap between the number of members asked for and the number there is.
-    pub(super) fn reconcile(&mut self, now: Now) {
-        let counted: Vec<(FunctionId, u32)> =
-            self.functions.values().filter_map(|function| Some((function.id, function.count?))).collect();
-        for (id, count) in counted {
-            match self.place(now, id, count, false) {
-                Ok(added) => self.widen_watches(id, &added),
-                // Ignored: only strict placement refuses.
-                Err(_) => continue,
-            }
-        }
-    }
-
     /// Sends new tickets before the old ones expire.
     pub(super) fn renew_tickets(&mut self, now: Now) {
+        self.advance_keys(now);
         if now.unix_s < self.tickets_checked_s + TICKET_CHECK_SECONDS {
             return;
         }
         self.tickets_checked_s = now.unix_s;
-        let old = |sent: &Sent| now.unix_s > sent.unix_s.saturating_add(LIFETIME_SECONDS / 2);
-        let due: Vec<(FunctionId, NodeId)> = self
-            .functions
-            .values()
-            .flat_map(|function| function.wanted.iter().map(|(node, member)| (function.id, *node, member)))
-            .filter(|(_, _, member)| member.sent.as_ref().is_some_and(old))
-            .map(|(function, node, _)| (function, node))
-            .collect();
-        for (function, node) in due {
-            self.send_assign(now, function, node, true);
-        }
+        self.renew_where(now, |ticket| is_old(ticket, now));
     }
 
     /// The functions that a node shall hold.

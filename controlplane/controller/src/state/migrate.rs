@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use faasnet_api::{ImageId, NodeId};
 use serde::{Deserialize, Serialize};
 
-use super::records::{FunctionRecord, Key, NodeRecord, RestoreError, decode, encode};
+use super::records::{FunctionRecord, Key, NodeRecord, OrderRecord, RestoreError, decode, encode};
 
 /// The present schema. It rises when the meaning of a record changes; then a step in [`migrate`] says how the old one is read.
 pub const SCHEMA: u32 = 2;
@@ -37,6 +37,12 @@ struct FunctionRecord1 {
     wanted: Vec<(NodeId, bool)>,
 }
 
+#[derive(Serialize, Deserialize)]
+struct OrderRecord1 {
+    stripes: Vec<Vec<NodeId>>,
+    reds: u64,
+}
+
 /// The same state in the present schema. `from` is a schema that there was, so at least 1 and at most [`SCHEMA`].
 pub fn migrate(from: u32, records: Records) -> Result<Records, RestoreError> {
     match from {
@@ -49,11 +55,28 @@ fn from_1(key: Key, value: Vec<u8>) -> Result<Vec<u8>, RestoreError> {
     Ok(match key {
         Key::Node(_) => {
             let NodeRecord1 { name, address, incarnation, memory_mib, version, dead } = decode(key, &value)?;
-            encode(&NodeRecord { name, address, incarnation, memory_mib, version, dead })
+            // When it was seen was not kept: the epoch says so.
+            let (draining, quarantine, last_seen_unix_s) = (false, String::new(), 0);
+            encode(&NodeRecord {
+                name,
+                address,
+                incarnation,
+                memory_mib,
+                version,
+                dead,
+                draining,
+                quarantine,
+                last_seen_unix_s,
+            })
         }
         Key::Function(_) => {
             let FunctionRecord1 { tenant, name, image, memory_mib, policy, note, count, wanted } = decode(key, &value)?;
-            encode(&FunctionRecord { tenant, name, image, memory_mib, policy, note, count, wanted, next: None })
+            let (leaving, next) = (Vec::new(), None);
+            encode(&FunctionRecord { tenant, name, image, memory_mib, policy, note, count, wanted, leaving, next })
+        }
+        Key::Order(_) => {
+            let OrderRecord1 { stripes, reds } = decode(key, &value)?;
+            encode(&OrderRecord { stripes, reds, riders: Vec::new() })
         }
         _ => value,
     })
@@ -72,16 +95,8 @@ mod tests {
         let text = |text: &str| [&[text.len() as u8], text.as_bytes()].concat();
         // Names, image, memory, policy, note, no count, one member that has not failed.
         let old = [
-            text("acme"),
-            text("resize"),
-            image.to_vec(),
-            vec![64],
-            text("twin"),
-            text(""),
-            vec![0],
-            vec![1],
-            node.to_vec(),
-            vec![0],
+            text("acme"), text("resize"), image.to_vec(), vec![64], text("twin"), text(""), vec![0], vec![1],
+            node.to_vec(), vec![0],
         ];
         let records = migrate(1, vec![(Key::Function(id), old.concat())]).unwrap();
         let read: FunctionRecord = decode(Key::Function(id), &records[0].1).unwrap();

@@ -9,31 +9,38 @@
 mod counts;
 mod function;
 mod io;
+mod leading;
+mod leases;
+mod leaving;
+mod keys;
 mod liveness;
 mod membership;
 mod migrate;
 mod names;
 mod node;
+mod pace;
+mod placement;
 mod plan;
+mod quarantine;
 mod rates;
 mod records;
 mod reports;
 mod requests;
+mod riding;
 mod settings;
 #[cfg(test)]
 mod tests;
 mod update;
 mod watch;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 
 use faasnet_api::{FunctionId, NodeId};
 
 pub use counts::Counts;
 pub use io::{
-    Answer, Ask, Input, NewFunction, NewImage, Now, Output, ProbeAnswer, ProbeId, Refusal, RefusalKind, RequestId,
-    SessionId,
+    Answer, Ask, Input, NewFunction, NewImage, Now, Output, ProbeAnswer, ProbeId, Refusal, RefusalKind, RequestId, SessionId,
 };
 pub use migrate::{Records, SCHEMA, migrate};
 pub use names::function_name;
@@ -41,6 +48,8 @@ pub use records::{Key, RestoreError};
 pub use settings::Settings;
 
 use function::Function;
+use leaving::DrainWatch;
+use keys::Keyring;
 use node::Node;
 use watch::Watch;
 
@@ -55,11 +64,25 @@ pub struct State {
     probes: u64,
     nodes: BTreeMap<NodeId, Node>,
     sessions: HashMap<SessionId, NodeId>,
+    keyring: Keyring,
     /// Who attached last from a data address.
     addresses: HashMap<SocketAddr, NodeId>,
+    /// Who is called by a name.
+    names: HashMap<String, NodeId>,
     functions: BTreeMap<FunctionId, Function>,
-    /// The last epochs of functions that were removed in this term: a new function of the same name goes on from there.
-    retired: HashMap<FunctionId, u64>,
+    /// Not below the last epoch of any function that was removed in this term: a new function of the same name goes on from there.
+    retired_epoch: u64,
+    /// Members on their way out.
+    leaving: BTreeSet<(FunctionId, NodeId)>,
+    /// Clients that wait until a node is empty.
+    drains: BTreeMap<RequestId, DrainWatch>,
+    /// Orders to read blocks back that were not answered yet.
+    rereads: BTreeMap<u64, NodeId>,
+    rereads_ordered: u64,
+    /// When stragglers were looked for last.
+    judged_ms: u64,
+    /// When idle members were.
+    reclaimed_ms: u64,
     watches: BTreeMap<RequestId, Watch>,
     /// Nodes came or went: functions that ask for a number of nodes may be short of some, or no longer.
     capacity_changed: bool,
@@ -77,6 +100,7 @@ impl State {
             Input::Asked { request, ask } => self.asked(now, request, ask),
             Input::Abandoned { request } => {
                 self.watches.remove(&request);
+                self.drains.remove(&request);
             }
             Input::Tick => self.tick(now),
         }

@@ -19,7 +19,7 @@ pub(crate) fn stripe_plans(
 fn stripe_plan(function: &Function, stripe: u8, node: NodeId, address: &impl Fn(NodeId) -> String) -> v1::StripePlan {
     let trees = &function.trees;
     let donor = function.donors.get(usize::from(stripe)).copied().flatten();
-    let mut children: Vec<NodeId> = trees.children(stripe, &node).collect();
+    let mut children: Vec<NodeId> = function.children(stripe, node).collect();
     if donor == Some(node) {
         // A donor's root is planned, or it would be served as a guest and cut after a few seconds.
         children.extend(trees.root(stripe));
@@ -28,7 +28,7 @@ fn stripe_plan(function: &Function, stripe: u8, node: NodeId, address: &impl Fn(
         upstream: Some(v1::upstream::Upstream::Node(v1::NodeAddress { node_id: id.to_vec(), address: address(id) })),
     };
     let origin = || v1::Upstream { upstream: Some(v1::upstream::Upstream::Origin(v1::OriginRead {})) };
-    let (upstream, mut fallbacks) = match (trees.parent(stripe, &node), donor) {
+    let (upstream, mut fallbacks) = match (function.parent(stripe, &node), donor) {
         (Some(parent), _) => {
             (named(parent), fallback_nodes(function, stripe, node, parent).into_iter().map(named).collect())
         }
@@ -63,14 +63,14 @@ pub(crate) fn concerned(function: &Function, edges: &HashSet<Edge<NodeId>>) -> B
     let mut seen = HashSet::new();
     for edge in edges {
         nodes.insert(edge.node);
-        nodes.extend(function.trees.children(edge.stripe, &edge.node));
+        nodes.extend(function.children(edge.stripe, edge.node));
         let Some(parent) = edge.parent.filter(|parent| seen.insert((edge.stripe, *parent))) else { continue };
         nodes.insert(parent);
-        for child in function.trees.children(edge.stripe, &parent) {
+        for child in function.children(edge.stripe, parent) {
             nodes.insert(child);
-            nodes.extend(function.trees.children(edge.stripe, &child));
+            nodes.extend(function.children(edge.stripe, child));
         }
     }
-    nodes.retain(|node| function.trees.contains(node));
+    nodes.retain(|node| function.has_place(node));
     nodes
 }

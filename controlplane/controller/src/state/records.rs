@@ -5,14 +5,15 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use faasnet_api::{Descriptor, DescriptorError, FunctionId, ImageId, NodeId};
+use faasnet_api::{Descriptor, DescriptorError, FunctionId, ImageId, NodeId, PublicKey};
 use faasnet_tree::{FunctionTrees, Order, Policy};
 use serde::{Deserialize, Serialize};
 
 use super::State;
-use super::function::{Function, Member};
+use super::function::{Function, Leaving, Member};
 use super::io::Now;
 use super::node::{Liveness, Node};
+use super::keys::Keyring;
 use super::settings::Settings;
 use super::update::NextImage;
 
@@ -21,8 +22,12 @@ use super::update::NextImage;
 pub enum Key {
     /// The term.
     Term,
+    /// The private keys that sign tickets.
+    TicketKeys,
     /// One node.
     Node(NodeId),
+    /// The public key that a node registered with.
+    NodeKey(NodeId),
     /// A function's names, settings and intent.
     Function(FunctionId),
     /// The order of a function's trees.
@@ -57,6 +62,11 @@ pub(super) struct NodeRecord {
     pub(super) memory_mib: u64,
     pub(super) version: String,
     pub(super) dead: bool,
+    pub(super) draining: bool,
+    /// Why nobody may receive from it; empty: it is trusted.
+    pub(super) quarantine: String,
+    /// Seconds since the Unix epoch.
+    pub(super) last_seen_unix_s: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -70,22 +80,32 @@ pub(super) struct FunctionRecord {
     pub(super) count: Option<u32>,
     /// With the nodes where the image failed marked.
     pub(super) wanted: Vec<(NodeId, bool)>,
+    /// Members on their way out.
+    pub(super) leaving: Vec<NodeId>,
     /// Its descriptor is a record of its own.
     pub(super) next: Option<ImageId>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct OrderRecord {
-    stripes: Vec<Vec<NodeId>>,
-    reds: u64,
+pub(super) struct OrderRecord {
+    pub(super) stripes: Vec<Vec<NodeId>>,
+    pub(super) reds: u64,
+    /// Nodes that only receive, with their parents.
+    pub(super) riders: Vec<(NodeId, Vec<NodeId>)>,
 }
 
 impl State {
-    /// The state that `records` describe, one term later. The new term is not committed yet: store [`Key::Term`] before anybody hears of it.
+    /// The state that `records` describe, one term later. The new term is not committed yet: store [`Key::Term`] and [`Key::TicketKeys`] before
+    /// anybody hears of them.
     pub fn restore(settings: Settings, now: Now, records: Vec<(Key, Vec<u8>)>) -> Result<Self, RestoreError> {
         let records: BTreeMap<Key, Vec<u8>> = records.into_iter().collect();
         let term: u64 = records.get(&Key::Term).map(|bytes| decode(Key::Term, bytes)).transpose()?.unwrap_or(0);
+        let keyring = match records.get(&Key::TicketKeys) {
+            Some(bytes) => Keyring::restore(bytes)?,
+            None => Keyring::new(settings.ticket_seed),
+        };
         let mut state = Self {
+            keyring,
             settings,
             term: term.saturating_add(1),
             started_ms: now.ms,
@@ -95,23 +115,36 @@ impl State {
             nodes: BTreeMap::new(),
             sessions: Default::default(),
             addresses: Default::default(),
+            names: Default::default(),
             functions: BTreeMap::new(),
-            retired: Default::default(),
+            retired_epoch: 0,
+            leaving: Default::default(),
+            drains: BTreeMap::new(),
+            rereads: BTreeMap::new(),
+            rereads_ordered: 0,
+            judged_ms: now.ms,
+            reclaimed_ms: now.ms,
             watches: BTreeMap::new(),
             capacity_changed: false,
             out: Vec::new(),
         };
         for (key, bytes) in &records {
             if let Key::Node(id) = key {
-                let node = restore_node(*id, decode(*key, bytes)?, now.ms);
+                let mut node = restore_node(*id, decode(*key, bytes)?, now);
+                let public = records.get(&Key::NodeKey(*id)).map(|bytes| PublicKey::try_from(&bytes[..]));
+                node.key = public.transpose().map_err(|error| RestoreError::Damaged {
+                    key: Key::NodeKey(*id),
+                    reason: error.to_string(),
+                })?;
                 state.addresses.insert(node.address, *id);
+                state.names.insert(node.name.clone(), *id);
                 state.nodes.insert(*id, node);
             }
         }
         for (key, bytes) in &records {
             if let Key::Function(id) = key {
                 let function = restore_function(*id, decode(*key, bytes)?, &records)?;
-                state.adopt(function);
+                state.adopt(now, function);
             }
         }
         Ok(state)
@@ -129,8 +162,13 @@ impl State {
                     memory_mib: node.memory_mib,
                     version: node.version.clone(),
                     dead: node.is_dead(),
+                    draining: node.draining,
+                    quarantine: node.blame.quarantine.clone().unwrap_or_default(),
+                    last_seen_unix_s: node.last_seen_unix_s,
                 })
             }),
+            Key::TicketKeys => Some(self.keyring.record()),
+            Key::NodeKey(id) => Some(self.nodes.get(&id)?.key?.to_vec()),
             Key::Function(id) => self.functions.get(&id).map(|function| {
                 encode(&FunctionRecord {
                     tenant: function.tenant.clone(),
@@ -141,12 +179,14 @@ impl State {
                     note: function.note.clone(),
                     count: function.count,
                     wanted: function.wanted.iter().map(|(node, member)| (*node, member.failed)).collect(),
+                    leaving: function.wanted.keys().copied().filter(|node| !function.stays(node)).collect(),
                     next: function.next.as_ref().map(|next| next.image),
                 })
             }),
             Key::Order(id) => self.functions.get(&id).map(|function| {
                 let Order { stripes, reds } = function.trees.to_order();
-                encode(&OrderRecord { stripes, reds })
+                let riders = function.riders.iter().map(|(rider, hosts)| (*rider, hosts.clone())).collect();
+                encode(&OrderRecord { stripes, reds, riders })
             }),
             Key::Descriptor(id) => self.functions.get(&id).map(|function| function.descriptor.clone()),
             Key::NextDescriptor(id) => {
@@ -155,24 +195,34 @@ impl State {
         }
     }
 
-    fn adopt(&mut self, function: Function) {
-        for node in function.wanted.keys() {
-            if let Some(node) = self.nodes.get_mut(node) {
-                node.functions.insert(function.id);
+    fn adopt(&mut self, now: Now, mut function: Function) {
+        for (id, member) in &mut function.wanted {
+            if let Some(node) = self.nodes.get_mut(id) {
+                node.occupy(function.id, &function.tenant, function.memory_mib);
+            }
+            // Whether it was used before this start is not known.
+            member.used_ms = now.ms;
+            if let Some(leaving) = &mut member.leaving {
+                leaving.since_ms = now.ms;
+                self.leaving.insert((function.id, *id));
             }
         }
         self.functions.insert(function.id, function);
     }
 }
 
-fn restore_node(id: NodeId, record: NodeRecord, now_ms: u64) -> Node {
-    let mut node = Node::new(id, record.address, now_ms);
+fn restore_node(id: NodeId, record: NodeRecord, now: Now) -> Node {
+    let mut node = Node::new(id, record.address, now.ms);
     node.name = record.name;
     node.incarnation = record.incarnation;
     node.memory_mib = record.memory_mib;
     node.version = record.version;
+    node.draining = record.draining;
+    node.blame.quarantine = Some(record.quarantine).filter(|why| !why.is_empty());
+    // An earlier version did not keep it.
+    node.last_seen_unix_s = if record.last_seen_unix_s == 0 { now.unix_s } else { record.last_seen_unix_s };
     if record.dead {
-        node.liveness = Liveness::Dead { since_ms: now_ms };
+        node.liveness = Liveness::Dead { since_ms: now.ms };
     }
     node
 }
@@ -189,8 +239,14 @@ fn restore_function(
     let trees = FunctionTrees::from_order(policy, Order { stripes: order.stripes, reds: order.reds })
         .map_err(|error| damaged(Key::Order(id), error.to_string()))?;
     let member = |(node, failed)| (node, Member { failed, ..Member::default() });
-    let wanted: BTreeMap<NodeId, Member> = record.wanted.into_iter().map(member).collect();
-    if let Some(stranger) = trees.members().iter().find(|node| !wanted.contains_key(node)) {
+    let mut wanted: BTreeMap<NodeId, Member> = record.wanted.into_iter().map(member).collect();
+    for node in record.leaving {
+        if let Some(member) = wanted.get_mut(&node) {
+            member.leaving = Some(Leaving { since_ms: 0, successor: None });
+        }
+    }
+    let riders: BTreeMap<NodeId, Vec<NodeId>> = order.riders.into_iter().collect();
+    if let Some(stranger) = trees.members().chain(riders.keys().copied()).find(|node| !wanted.contains_key(node)) {
         return Err(damaged(Key::Order(id), format!("node {stranger} is in the trees but not wanted")));
     }
     let read = |key: Key, image: ImageId| {
@@ -216,6 +272,9 @@ fn restore_function(
         wanted,
         donors: vec![None; policy.stripes().into()],
         trees,
+        riders,
+        moving_ms: None,
+        leases: BTreeMap::new(),
         epoch: 0,
         next: next.map(|(descriptor, _)| NextImage::new(&descriptor)),
     })

@@ -2,10 +2,10 @@
 
 use faasnet_api::{FunctionId, ImageId, NodeId, v1};
 
+use super::{State, rates};
 use super::io::{Now, Output, Refusal, SessionId};
 use super::names::function_name;
 use super::records::Key;
-use super::{State, rates};
 
 /// Terms and epochs above this are not taken from an agent. Far above what counting from one can reach, far below the end of the range.
 const LATEST: u64 = 1 << 60;
@@ -30,6 +30,8 @@ impl State {
             v1::event::Event::ImageFailed(failed) => self.image_failed(now, node, failed),
             // What a node holds no more is known from the intent; this only confirms it.
             v1::event::Event::Dropped(_) => {}
+            v1::event::Event::OriginWanted(wanted) => self.origin_wanted(now, node, &wanted),
+            v1::event::Event::BlocksReread(answer) => self.reread(now, node, &answer),
             v1::event::Event::JoinRequested(join) => self.join_requested(now, session, node, join),
         }
     }
@@ -50,7 +52,7 @@ impl State {
             let Ok(id) = FunctionId::try_from(&held.function_id[..]) else { continue };
             let Some(function) = self.functions.get_mut(&id).filter(|function| function.wanted.contains_key(&node))
             else {
-                self.send_drop(id, node, self.held_epoch(held.term, held.epoch));
+                self.send_drop(id, node, self.held_epoch(held.term, held.epoch), false);
                 continue;
             };
             let ahead = held.term == self.term && held.epoch > function.epoch;
@@ -88,7 +90,7 @@ impl State {
         let function = self.functions.get_mut(&id);
         let Some(function) = function.filter(|function| function.wanted.contains_key(&node)) else {
             let epoch = self.held_epoch(progress.term, progress.epoch);
-            return self.send_drop(id, node, epoch);
+            return self.send_drop(id, node, epoch, false);
         };
         let image = function.image;
         let Some(member) = function.wanted.get_mut(&node) else { return };
@@ -97,6 +99,12 @@ impl State {
         }
         let (state, failed) = (progress.state(), member.failed);
         rates::put(member.progress.as_ref(), now.ms.saturating_sub(member.reported_ms), &mut progress);
+        let used = |progress: &v1::FunctionProgress| {
+            (progress.uses, progress.bytes_received, progress.bytes_live + progress.bytes_from_store)
+        };
+        if state != v1::FunctionState::Complete || member.progress.as_ref().map(used) != Some(used(&progress)) {
+            member.used_ms = now.ms;
+        }
         member.progress = Some(progress);
         member.reported_ms = now.ms;
         member.failed = match state {
@@ -119,6 +127,9 @@ impl State {
         self.note(format!("edge from {from} to {to}, stripe {}, failed: {}", failed.stripe, failed.reason));
         let known = upstream.ok().filter(|upstream| self.nodes.get(upstream).is_some_and(|node| !node.is_dead()));
         if let Some(upstream) = known {
+            if failed.wrong_bytes {
+                self.blamed(now, node, upstream, failed);
+            }
             self.probe(now, upstream);
         }
     }
@@ -165,7 +176,7 @@ impl State {
     pub(super) fn believe(&self, function_id: &[u8], term: u64, epoch: u64) -> Result<(), Refusal> {
         let id = FunctionId::try_from(function_id).ok();
         let function = id.and_then(|id| self.functions.get(&id)).map(|function| function.epoch);
-        let told = function.or_else(|| self.retired.get(&id?).copied()).unwrap_or(0);
+        let told = function.unwrap_or(self.retired_epoch);
         // What we said ourselves is believed whatever it is.
         if term <= self.term.max(LATEST) && (term < self.term || epoch <= told.max(LATEST)) {
             return Ok(());

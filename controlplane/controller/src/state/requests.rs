@@ -27,12 +27,23 @@ impl State {
                 Ok(()) => return,
                 Err(refusal) => Err(refusal),
             },
+            Ask::Scale(scale) => match self.scale(now, request, &scale) {
+                Ok(()) => return,
+                Err(refusal) => Err(refusal),
+            },
+            Ask::Drain(drain) => match self.drain(now, request, &drain) {
+                Ok(()) => return,
+                Err(refusal) => Err(refusal),
+            },
             Ask::Release(release) => self.release(now, &release).map(Answer::Released),
+            Ask::ListKeys => Ok(self.list_keys()),
+            Ask::RotateKeys { seed } => self.rotate_keys(now, seed),
+            Ask::RevokeKey { key_id, seed } => self.revoke_key(now, &key_id, seed),
             Ask::GetTree(get) => self.tree(&get).map(Answer::Tree),
             Ask::Count => Ok(Answer::Counts(self.counts())),
             Ask::GetTerm => Ok(Answer::Term(self.term)),
             Ask::ListNodes => Ok(Answer::Nodes(v1::ListNodesReply {
-                nodes: self.nodes.values().map(|node| node.info(now.ms)).collect(),
+                nodes: self.nodes.values().map(|node| node.info(now)).collect(),
                 term: self.term,
             })),
         };
@@ -49,20 +60,7 @@ impl State {
         Err(Refusal::not_found(format!("tenant {tenant:?} has no function {name:?}; it has: {names}")))
     }
 
-    /// Whether `node` can take one more function.
-    pub(super) fn check_room(&self, id: FunctionId, node: NodeId) -> Result<(), Refusal> {
-        let Some(known) = self.nodes.get(&node) else { return Ok(()) };
-        let limit = self.settings.functions_per_node;
-        if known.functions.contains(&id) || known.functions.len() < limit as usize {
-            return Ok(());
-        }
-        Err(Refusal::precondition(format!(
-            "node {} holds {limit} functions, which is the limit (functions_per_node); release one of them first",
-            known.name
-        )))
-    }
-
-    fn named(&self, tenant: &str, function: &str) -> Result<FunctionId, Refusal> {
+    pub(super) fn named(&self, tenant: &str, function: &str) -> Result<FunctionId, Refusal> {
         let (tenant, function) = function_name(tenant, function)?;
         self.find_function(&tenant, &function)
     }
@@ -100,7 +98,10 @@ impl State {
             wanted: Default::default(),
             trees: FunctionTrees::new(policy),
             // Agents that missed the end of a function of the same name hold its epochs.
-            epoch: self.retired.remove(&id).unwrap_or(0),
+            epoch: self.retired_epoch,
+            riders: Default::default(),
+            moving_ms: None,
+            leases: Default::default(),
             donors: vec![None; policy.stripes().into()],
             next: None,
         };
@@ -119,11 +120,12 @@ impl State {
             function.count = None;
             // Emptied first: nobody needs a new plan on the way to none.
             function.trees = FunctionTrees::new(function.trees.policy());
+            function.riders.clear();
             let members: Vec<NodeId> = function.wanted.keys().copied().collect();
-            self.unwant(now, id, &members);
+            self.unwant(now, id, &members, false);
         }
         if let Some(function) = self.functions.remove(&id) {
-            self.retired.insert(id, function.epoch);
+            self.retired_epoch = self.retired_epoch.max(function.epoch);
         }
         for key in [Key::Descriptor(id), Key::NextDescriptor(id), Key::Function(id), Key::Order(id)] {
             self.emit(Output::Store(key));
@@ -182,7 +184,7 @@ impl State {
             function.count =
                 function.count.map(|count| count.saturating_sub(released).min(left)).filter(|count| *count > 0);
         }
-        Ok(self.unwant(now, id, &nodes))
+        Ok(self.unwant(now, id, &nodes, release.discard))
     }
 
     fn function(&self, get: &v1::GetFunctionRequest) -> Result<v1::FunctionInfo, Refusal> {
@@ -197,12 +199,16 @@ impl State {
             node_id: edge.node.to_vec(),
             parent: edge.parent.map(NodeId::to_vec).unwrap_or_default(),
         };
+        let rider = move |stripe: u8| {
+            move |rider: &NodeId| faasnet_tree::Edge { stripe, node: *rider, parent: function.parent(stripe, rider) }
+        };
+        let edges = |stripe: u8| function.trees.edges(stripe).chain(function.riders.keys().map(rider(stripe)));
         let stripes = 0..function.trees.stripes();
         Ok(v1::GetTreeReply {
             function: Some(function.info()),
             term: self.term,
             epoch: function.epoch,
-            trees: stripes.map(|stripe| v1::Tree { edges: function.trees.edges(stripe).map(edge).collect() }).collect(),
+            trees: stripes.map(|stripe| v1::Tree { edges: edges(stripe).map(edge).collect() }).collect(),
             nodes: function.wanted.keys().map(|node| self.node_progress(function, *node)).collect(),
         })
     }
@@ -214,6 +220,12 @@ impl State {
             by_name.entry(&node.name).or_default().push(node);
         }
         names.iter().map(|name| self.resolve_one(name, by_name.get(name.as_str()).map_or(&[], Vec::as_slice))).collect()
+    }
+
+    /// The node that a name or a hexadecimal id means.
+    pub(super) fn resolve_node(&self, name: &str) -> Result<NodeId, Refusal> {
+        let named: Vec<_> = self.nodes.values().filter(|node| node.name == name).collect();
+        self.resolve_one(name, &named)
     }
 
     fn resolve_one(&self, name: &str, named: &[&super::node::Node]) -> Result<NodeId, Refusal> {

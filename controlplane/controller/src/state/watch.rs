@@ -9,7 +9,7 @@ use super::function::Function;
 use super::io::{Now, Output, Refusal, RequestId};
 
 /// Without any change a client still hears this often, so that it knows that the call lives.
-const QUIET_MS: u64 = 1_000;
+pub(super) const QUIET_MS: u64 = 1_000;
 
 #[derive(Debug)]
 pub(crate) struct Watch {
@@ -17,16 +17,26 @@ pub(crate) struct Watch {
     nodes: BTreeSet<NodeId>,
     /// Nodes that are neither complete, failed nor dead.
     pending: BTreeSet<NodeId>,
+    /// Members that are to go and are still there.
+    leaving: BTreeSet<NodeId>,
     /// Asked for by number: nodes that stand in for lost ones belong to it too.
     by_count: bool,
     reported_ms: Option<u64>,
     changed: bool,
 }
 
+impl Watch {
+    fn is_settled(&self) -> bool {
+        self.pending.is_empty() && self.leaving.is_empty()
+    }
+}
+
 impl State {
     pub(super) fn watch(&mut self, request: RequestId, function: FunctionId, nodes: BTreeSet<NodeId>, by_count: bool) {
         let pending = nodes.iter().copied().filter(|node| !self.is_settled(function, node)).collect();
-        let watch = Watch { function, nodes, pending, by_count, reported_ms: None, changed: true };
+        let leaves = |(id, node): &&(FunctionId, NodeId)| *id == function && by_count && !nodes.contains(node);
+        let leaving = self.leaving.iter().filter(leaves).map(|(_, node)| *node).collect();
+        let watch = Watch { function, nodes, pending, leaving, by_count, reported_ms: None, changed: true };
         self.watches.insert(request, watch);
     }
 
@@ -37,8 +47,12 @@ impl State {
         }
         let settled = self.is_settled(function, &node);
         let member = self.functions.get(&function).is_some_and(|function| function.wanted.contains_key(&node));
-        let watching = |watch: &&mut Watch| watch.function == function && watch.nodes.contains(&node);
-        for watch in self.watches.values_mut().filter(watching) {
+        let leaves = self.leaving.contains(&(function, node));
+        for watch in self.watches.values_mut().filter(|watch| watch.function == function) {
+            watch.changed |= !leaves && watch.leaving.remove(&node);
+            if !watch.nodes.contains(&node) {
+                continue;
+            }
             watch.changed = true;
             if settled {
                 watch.pending.remove(&node);
@@ -64,7 +78,7 @@ impl State {
 
     pub(super) fn end_settled_watches(&mut self, now: Now) {
         let settled: Vec<RequestId> =
-            self.watches.iter().filter(|(_, watch)| watch.pending.is_empty()).map(|(request, _)| *request).collect();
+            self.watches.iter().filter(|(_, watch)| watch.is_settled()).map(|(request, _)| *request).collect();
         for request in settled {
             self.report_watch(now, request);
             self.watches.remove(&request);
@@ -111,7 +125,7 @@ impl State {
         let Some(watch) = self.watches.get(&request) else { return };
         let Some(function) = self.functions.get(&watch.function) else { return };
         let nodes = watch.nodes.iter().map(|node| self.node_progress(function, *node)).collect();
-        let progress = v1::ProvisionProgress { nodes, done: watch.pending.is_empty() };
+        let progress = v1::ProvisionProgress { nodes, done: watch.is_settled(), leaving: watch.leaving.len() as u32 };
         if let Some(watch) = self.watches.get_mut(&request) {
             watch.reported_ms = Some(now.ms);
             watch.changed = false;
@@ -122,6 +136,10 @@ impl State {
     fn is_settled(&self, function: FunctionId, node: &NodeId) -> bool {
         let member = self.functions.get(&function).and_then(|function| function.wanted.get(node));
         let dead = self.nodes.get(node).is_none_or(|node| node.is_dead());
-        member.is_none_or(|member| dead || member.failed || member.is_complete())
+        let trusted = self.nodes.get(node).is_none_or(|node| node.is_trusted());
+        let settles = |member: &super::function::Member| {
+            dead || !trusted || member.failed || member.leaving.is_some() || member.is_complete()
+        };
+        member.is_none_or(settles)
     }
 }

@@ -1,6 +1,7 @@
 //! The state in one redb file, `controller.redb`, in the state directory. One process at a time can have it open.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use faasnet_api::{FunctionId, NodeId};
@@ -16,15 +17,17 @@ type Rows = Vec<(Vec<u8>, Vec<u8>)>;
 type Table = TableDefinition<'static, &'static [u8], &'static [u8]>;
 
 const META: Table = TableDefinition::new("meta");
+const NODE_KEYS: Table = TableDefinition::new("node_keys");
 const NODES: Table = TableDefinition::new("nodes");
 const FUNCTIONS: Table = TableDefinition::new("functions");
 const ORDERS: Table = TableDefinition::new("orders");
 const DESCRIPTORS: Table = TableDefinition::new("descriptors");
 const NEXT_DESCRIPTORS: Table = TableDefinition::new("next_descriptors");
-const TABLES: [Table; 6] = [META, NODES, FUNCTIONS, ORDERS, DESCRIPTORS, NEXT_DESCRIPTORS];
+const TABLES: [Table; 7] = [META, NODES, NODE_KEYS, FUNCTIONS, ORDERS, DESCRIPTORS, NEXT_DESCRIPTORS];
 
 const SCHEMA_KEY: &[u8] = b"schema";
 const TERM_KEY: &[u8] = b"term";
+const TICKET_KEYS_KEY: &[u8] = b"ticket_keys";
 
 /// See the module's documentation.
 pub struct RedbStore {
@@ -43,6 +46,8 @@ impl RedbStore {
             DatabaseError::Storage(redb::StorageError::Io(source)) => unusable(source),
             other => StoreError::Failed { path: path.clone(), verb: "opened", reason: other.to_string() },
         })?;
+        // It holds the private keys that sign tickets.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(unusable)?;
         let store = Self { path, database };
         store.check_schema()?;
         Ok(store)
@@ -123,13 +128,19 @@ impl StateStore for RedbStore {
         let function = |key: &[u8], name| FunctionId::try_from(key).map_err(|_| StoreError::DamagedKey(name));
         let mut records = Vec::new();
         for (key, value) in self.read_table(META)? {
-            if key == TERM_KEY {
-                records.push((Key::Term, value));
+            match &key[..] {
+                TERM_KEY => records.push((Key::Term, value)),
+                TICKET_KEYS_KEY => records.push((Key::TicketKeys, value)),
+                _ => {}
             }
         }
         for (key, value) in self.read_table(NODES)? {
             let node = NodeId::try_from(&key[..]).map_err(|_| StoreError::DamagedKey("nodes"))?;
             records.push((Key::Node(node), value));
+        }
+        for (key, value) in self.read_table(NODE_KEYS)? {
+            let node = NodeId::try_from(&key[..]).map_err(|_| StoreError::DamagedKey("node_keys"))?;
+            records.push((Key::NodeKey(node), value));
         }
         for (key, value) in self.read_table(FUNCTIONS)? {
             records.push((Key::Function(function(&key, "functions")?), value));
@@ -170,6 +181,8 @@ fn put<'a>(
 fn place(key: &Key) -> (Table, &[u8]) {
     match key {
         Key::Term => (META, TERM_KEY),
+        Key::TicketKeys => (META, TICKET_KEYS_KEY),
+        Key::NodeKey(node) => (NODE_KEYS, node.as_bytes()),
         Key::Node(node) => (NODES, node.as_bytes()),
         Key::Function(function) => (FUNCTIONS, function.as_bytes()),
         Key::Order(function) => (ORDERS, function.as_bytes()),
@@ -184,7 +197,7 @@ mod tests {
 
     fn every_key() -> Vec<Key> {
         let function = FunctionId([2; 16]);
-        let mut keys = vec![Key::Term, Key::Node(NodeId([1; 16])), Key::Function(function)];
+        let mut keys = vec![Key::Term, Key::TicketKeys, Key::Node(NodeId([1; 16])), Key::NodeKey(NodeId([1; 16])), Key::Function(function)];
         keys.extend([Key::Order(function), Key::Descriptor(function), Key::NextDescriptor(function)]);
         keys
     }

@@ -175,6 +175,7 @@ impl FakeAgent {
             name: format!("n{n}"),
             data_address: listener.local_addr().unwrap().to_string(),
             held,
+            public_key: vec![n; 32],
             ..Default::default()
         };
         events.send(v1::Event { event: Some(Event::Attached(attached)) }).await.unwrap();

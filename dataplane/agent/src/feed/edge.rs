@@ -2,16 +2,16 @@
 //!
 //! Owns the socket and the reader of the origin that fills it. Whatever it waits for, it says `Waiting` and listens to the child.
 //!
-//! LIFECYCLE: greeted (`Welcome` with an empty path: the child is the root) → descriptor known (and sent, if asked for) → `Want` here →
+//! LIFECYCLE: challenged and answered → greeted (`Welcome` with an empty path: the child is the root) → descriptor known (and sent, if asked for) → `Want` here →
 //! blocks → idle until the child leaves. A refusal ends it from anywhere, at a frame boundary.
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use faasnet_api::{BlockIndex, Descriptor};
 use faasnet_relay::blocks::BlockSet;
-use faasnet_relay::wire::{self, Hello, Kind, Refusal, WaitingFor};
+use faasnet_relay::wire::{self, Challenge, Hello, Kind, Refusal, WaitingFor};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedWriteHalf;
@@ -23,6 +23,7 @@ use super::Shared;
 use super::frames::{self, FrameError, Word};
 use super::plan::ReadPlan;
 use super::reader::{Portion, Reader};
+use crate::trust::Trust;
 use crate::view::descriptor_of;
 
 /// A connection that has not said `Hello` by then is closed.
@@ -57,6 +58,10 @@ struct Edge {
 pub(super) async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
     // Ignored: without it small frames are late, nothing worse.
     let _ = stream.set_nodelay(true);
+    let challenge = Trust::challenge(shared.node);
+    if stream.write_all(&challenge.encode()).await.is_err() {
+        return;
+    }
     let hello = match timeout(HELLO_TIMEOUT, frames::read_hello(&mut stream)).await {
         Ok(Ok(hello)) => hello,
         Ok(Err(FrameError::Broken(reason))) => return refuse_stranger(stream, &reason).await,
@@ -71,7 +76,7 @@ pub(super) async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
     let mut waiting = interval(shared.waiting_every);
     waiting.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut edge = Edge { writer, words, waiting, urgent: None };
-    let Err(end) = edge.run(&hello, want, &shared, &mut tasks).await;
+    let Err(end) = edge.run(&hello, &challenge, want, &shared, &mut tasks).await;
     match end {
         End::Left => {
             tracing::debug!(function = hello.function.short(), stripe = hello.stripe.0, "the root left the feed")
@@ -87,11 +92,12 @@ impl Edge {
     async fn run(
         &mut self,
         hello: &Hello,
+        challenge: &Challenge,
         want: oneshot::Receiver<Vec<u8>>,
         shared: &Arc<Shared>,
         tasks: &mut JoinSet<()>,
     ) -> Result<std::convert::Infallible, End> {
-        check(hello, shared)?;
+        check(hello, challenge, shared)?;
         self.write(&wire::encode_path(Kind::Welcome, &[])).await?;
         let descriptor = self.descriptor(hello, shared).await?;
         if hello.wants_descriptor {
@@ -176,16 +182,14 @@ impl Edge {
 }
 
 /// Only this node's own worker may use the feed, and only for what the controller permitted.
-fn check(hello: &Hello, shared: &Shared) -> Result<(), End> {
+fn check(hello: &Hello, challenge: &Challenge, shared: &Shared) -> Result<(), End> {
     let forbidden = |reason: String| Err(End::Refused(Refusal::Ticket, reason));
     if hello.node != shared.node {
         return forbidden("the feed serves its own node only".into());
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    match hello.ticket.check(&shared.secret, hello.node, hello.function, hello.image, now) {
-        Ok(()) => Ok(()),
-        Err(error) => forbidden(error.to_string()),
-    }
+    Trust::check_claims(hello)
+        .and_then(|()| shared.trust.check_signatures(hello, challenge))
+        .or_else(|error| forbidden(error.to_string()))
 }
 
 async fn refuse_stranger(mut stream: TcpStream, reason: &str) {

@@ -17,12 +17,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
-use faasnet_api::{ClusterSecret, NodeId};
+use faasnet_api::NodeId;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::control::Input;
+use crate::trust::Trust;
 use crate::view::Descriptors;
 pub(crate) use sources::Sources;
 
@@ -51,7 +52,7 @@ impl Counters {
 /// What all connections need.
 pub(crate) struct Shared {
     pub(crate) node: NodeId,
-    pub(crate) secret: ClusterSecret,
+    pub(crate) trust: Trust,
     pub(crate) descriptors: watch::Receiver<Descriptors>,
     pub(crate) waiting_every: Duration,
     pub(crate) counters: Arc<Counters>,

@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use faasnet_api::{BlockIndex, Descriptor, FunctionId, Origin, Stripe};
 use faasnet_relay::blocks::BlockSet;
-use faasnet_relay::wire::{Frame, HEADER_BYTES, Hello, Kind, Refusal, WaitingFor, encode_want};
+use faasnet_relay::wire::{Challenge, Frame, HEADER_BYTES, Hello, Kind, Refusal, UNSIGNED, WaitingFor, encode_want};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::*;
-use crate::test_support::{DEADLINE, NODE, block_of, digest, image, layout, secret, ticket};
+use crate::test_support::{DEADLINE, NODE, block_of, digest, image, layout, node_key, ticket, trust};
 
 const MIB: usize = 1 << 20;
 
@@ -34,7 +34,7 @@ impl Harness {
         let counters = Arc::new(Counters::default());
         let feed = Feed::bind(Shared {
             node: NODE,
-            secret: secret(),
+            trust: trust(),
             descriptors: descriptors_reader,
             waiting_every: Duration::from_millis(10),
             counters: counters.clone(),
@@ -49,9 +49,12 @@ impl Harness {
     }
 
     async fn child(&self, hello: &Hello) -> Child {
-        let mut stream = TcpStream::connect(self.address).await.unwrap();
-        stream.write_all(&hello.encode()).await.unwrap();
-        Child(stream)
+        let mut child = Child(TcpStream::connect(self.address).await.unwrap());
+        let (frame, payload) = child.next().await.unwrap();
+        assert_eq!(frame.kind, Kind::Challenge);
+        let hello = trust().sign(*hello, &Challenge::parse(&payload).unwrap());
+        child.0.write_all(&hello.encode()).await.unwrap();
+        child
     }
 
     /// A child that was welcomed and said which blocks it lacks.
@@ -127,6 +130,7 @@ fn hello(descriptor: &Descriptor, stripe: u8, stripes: u8) -> Hello {
         stripe: Stripe(stripe),
         stripes,
         wants_descriptor: false,
+        proof: UNSIGNED,
     }
 }
 
@@ -329,7 +333,7 @@ async fn only_this_node_with_a_valid_ticket_is_served() {
     let harness = Harness::new(Some(&descriptor)).await;
     let good = hello(&descriptor, 0, 1);
     let other = NodeId([8; 16]);
-    let forged = faasnet_api::Ticket::from_bytes([1; 40]);
+    let forged = node_key().issue(good.ticket.claims());
     let bad = [
         Hello { ticket: forged, ..good },
         Hello { node: other, ticket: ticket(other, function(), &descriptor), ..good },
@@ -359,7 +363,8 @@ async fn garbage_and_truncated_hellos_end_the_connection() {
         let mut rest = Vec::new();
         // Ignored: a reset is an end as well.
         let _ = timeout(DEADLINE, stream.read_to_end(&mut rest)).await.expect("the feed keeps the connection");
-        assert!(rest.is_empty() || rest[0] == Kind::Refused as u8);
+        let answer = &rest[Challenge { node: NODE, nonce: [0; 32] }.encode().len()..];
+        assert!(answer.is_empty() || answer[0] == Kind::Refused as u8);
     }
     let mut child = harness.wanting(&hello(&descriptor, 0, 1), &everything(&descriptor)).await;
     child.blocks(&descriptor, 1).await;

@@ -26,6 +26,8 @@ pub(crate) enum Order {
         /// Version of the command.
         version: Version,
     },
+    /// The keys whose tickets are accepted from now on.
+    TicketKeys(v1::TicketKeys),
     /// A `JoinRequested` is refused.
     JoinRefused(v1::JoinRefused),
 }
@@ -39,6 +41,8 @@ pub(crate) struct AssignOrder {
     pub(crate) assignment: Assignment,
     /// The encoded descriptor, unchecked, if the controller sent it.
     pub(crate) descriptor: Option<Vec<u8>>,
+    /// As it came, without the descriptor.
+    pub(crate) message: v1::Assign,
 }
 
 /// Why a command makes no sense to this version.
@@ -65,13 +69,17 @@ impl Order {
                 function: FunctionId::try_from(&drop.function_id[..])?,
                 version: Version { term: drop.term, epoch: drop.epoch },
             },
+            Command::TicketKeys(keys) => Self::TicketKeys(keys),
             Command::JoinRefused(refused) => Self::JoinRefused(refused),
+            Command::OriginLease(_) | Command::Reread(_) => return Err(OrderError::Unknown),
         })
     }
 }
 
 impl AssignOrder {
-    fn parse(assign: v1::Assign) -> Result<Self, OrderError> {
+    pub(crate) fn parse(mut assign: v1::Assign) -> Result<Self, OrderError> {
+        let descriptor = Some(std::mem::take(&mut assign.descriptor)).filter(|bytes| !bytes.is_empty());
+        let message = assign.clone();
         let function = FunctionId::try_from(&assign.function_id[..])?;
         if function != FunctionId::new(&assign.tenant, &assign.function) {
             return Err(OrderError::Malformed("the function's id and names do not belong together"));
@@ -88,8 +96,7 @@ impl AssignOrder {
             stripes: assign.stripes.into_iter().map(parse_stripe).collect::<Result<_, _>>()?,
             stored: None,
         };
-        let descriptor = Some(assign.descriptor).filter(|bytes| !bytes.is_empty());
-        Ok(Self { tenant: assign.tenant, name: assign.function, assignment, descriptor })
+        Ok(Self { tenant: assign.tenant, name: assign.function, assignment, descriptor, message })
     }
 }
 
@@ -135,7 +142,7 @@ pub(crate) mod tests {
             image_id: vec![3; 32],
             term: 1,
             epoch,
-            ticket: vec![0; 40],
+            ticket: vec![0; faasnet_api::ticket::TICKET_BYTES],
             stripes: vec![v1::StripePlan { upstream: Some(origin), fallbacks: vec![], children: vec![vec![4; 16]] }],
             descriptor: vec![],
         }

@@ -46,6 +46,7 @@ pub(crate) fn edge_failed(
         upstream: upstream_id(upstream),
         reason,
         wrong_bytes,
+        block: 0,
     }))
 }
 

@@ -22,7 +22,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::agent::Parts;
 use crate::config::{Config, Secret};
 use crate::link::{WorkerEnded, WorkerLink};
-use crate::test_support::{DEADLINE, report, secret};
+use crate::test_support::{DEADLINE, controller_key, report, secret};
 use crate::worker::mailbox::{FunctionReport, ReportState, WorkerCommand, WorkerEvent};
 
 /// Waits for `future`, but not for ever.
@@ -204,7 +204,12 @@ impl Controller {
     /// The next session, accepted, with heartbeats of 50 ms.
     async fn accepted(&mut self) -> (Session, v1::Attached) {
         let (session, attached) = self.attached().await;
-        let accepted = v1::Accepted { term: 1, heartbeat_ms: 50, idle_heartbeat_ms: 50 };
+        let accepted = v1::Accepted {
+            term: 1,
+            heartbeat_ms: 50,
+            idle_heartbeat_ms: 50,
+            ticket_keys: Some(ticket_keys()),
+        };
         session.command(v1::command::Command::Accepted(accepted)).await;
         (session, attached)
     }
@@ -248,6 +253,12 @@ impl Session {
     }
 }
 
+/// The keys of a controller with the key of these tests.
+fn ticket_keys() -> v1::TicketKeys {
+    let key = v1::TicketKey { public_key: controller_key().public().to_vec(), valid_until: 0 };
+    v1::TicketKeys { keys: vec![key] }
+}
+
 fn function() -> FunctionId {
     FunctionId::new("acme", "resize")
 }
@@ -262,5 +273,5 @@ fn assign(epoch: u64, descriptor: &Descriptor, with_descriptor: bool) -> v1::com
 }
 
 fn drop_function(epoch: u64) -> v1::command::Command {
-    v1::command::Command::Drop(v1::Drop { function_id: function().to_vec(), term: 1, epoch })
+    v1::command::Command::Drop(v1::Drop { function_id: function().to_vec(), term: 1, epoch, discard: false })
 }

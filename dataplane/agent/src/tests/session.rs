@@ -117,7 +117,7 @@ async fn completion_is_reported_at_once() {
     let mut controller = Controller::start().await;
     let mut agent = Running::start(&config(&folder.path().join("store"), controller.address)).await;
     let (mut session, _) = controller.attached().await;
-    let accepted = v1::Accepted { term: 1, heartbeat_ms: 60_000, idle_heartbeat_ms: 60_000 };
+    let accepted = v1::Accepted { term: 1, heartbeat_ms: 60_000, idle_heartbeat_ms: 60_000, ticket_keys: None };
     session.command(v1::command::Command::Accepted(accepted)).await;
     session.command(assign(1, &descriptor, true)).await;
     agent.worker.command().await;

@@ -2,7 +2,8 @@
 
 use super::admin::{RESIZE, request};
 use super::*;
-use crate::test_support::{digest, layout, ticket};
+use crate::test_support::{claims, controller_key, digest, layout};
+use faasnet_api::{Claims, PublicKey};
 
 /// Catches a feed and a worker that do not understand each other, in one stripe or two, and blobs that come out other than they went in.
 #[tokio::test(flavor = "multi_thread")]
@@ -21,7 +22,9 @@ async fn a_root_fetches_serves_and_keeps() {
         let (mut session, attached) = controller.accepted().await;
         assert_eq!(attached.node_id, node.to_vec());
         let v1::command::Command::Assign(mut order) = assign(1, &descriptor, true) else { unreachable!() };
-        order.ticket = ticket(node, function(), &descriptor).as_bytes().to_vec();
+        let node_key = PublicKey::try_from(&attached.public_key[..]).unwrap();
+        let claims = Claims { node, node_key, function: function(), ..claims(descriptor.id()) };
+        order.ticket = controller_key().issue(claims).as_bytes().to_vec();
         order.stripes = vec![order.stripes[0].clone(); stripes];
         session.command(v1::command::Command::Assign(order)).await;
         let progress = session.progress(v1::FunctionState::Complete).await;

@@ -10,7 +10,7 @@ use faasnet_relay::upstream::Now;
 use faasnet_ring::{Lease, Outcome, Pipe};
 
 use super::inbox::{ControlReader, Read};
-use super::io::{ConnId, Direction, FRAME_START, Io, Mover, TICK};
+use super::io::{ConnId, Direction, FRAME_START, Io, TICK};
 use super::outbox::{Flushed, Outbox};
 
 /// See the module's documentation.
@@ -124,7 +124,8 @@ impl Child {
     }
 
     /// Whether the stream should wait a moment for this child to make room for a frame; detaches it when it has waited enough.
-    pub(super) fn holds_stream(&mut self, io: &Io, frame_bytes: usize, now: Now) -> bool {
+    /// `in_socket`: frames can be left in the upstream's socket for its pipe.
+    pub(super) fn holds_stream(&mut self, io: &Io, in_socket: bool, frame_bytes: usize, now: Now) -> bool {
         if !self.attached {
             return false;
         }
@@ -133,7 +134,7 @@ impl Child {
         // A held stream is looked at every tick; a longer gap means that its link has gone meanwhile, and nobody was held.
         let held = self.patience.holding.take().map_or(Duration::ZERO, |since| now.saturating_sub(since).min(TICK * 2));
         self.patience.budget = self.patience.budget.saturating_sub(held);
-        if self.has_room(io, true, frame_bytes) {
+        if self.has_room(io, in_socket, frame_bytes) {
             return false;
         }
         self.attached = !self.patience.budget.is_zero();
@@ -142,7 +143,7 @@ impl Child {
     }
 
     fn has_room(&self, io: &Io, in_socket: bool, frame_bytes: usize) -> bool {
-        if io.mover == Mover::Splice && in_socket && self.outbox.pipe_has_room(frame_bytes) {
+        if in_socket && self.outbox.pipe_has_room(frame_bytes) {
             return true;
         }
         io.may_lease_for_sending() && self.outbox.has_room_for_lease() && self.outbox.queued_bytes() <= frame_bytes
@@ -173,13 +174,27 @@ impl Child {
         {
             self.outbox.bytes(path);
         }
-        let flushed = self.outbox.flush(&self.fd);
+        let token = io.token(self.id, Direction::Write);
+        let driver = io.movers.driver_sends().then_some((&mut io.driver, token));
+        let flushed = self.outbox.flush(self.fd.as_fd(), driver);
+        self.flushed(flushed, io)
+    }
+
+    /// The driver has sent, or not; an error says why the connection is to be closed.
+    pub(super) fn sent(&mut self, outcome: Outcome, io: &mut Io) -> Result<(), String> {
+        match self.outbox.sent(outcome) {
+            None => Ok(()),
+            Some(end) => self.flushed(end, io),
+        }
+    }
+
+    fn flushed(&mut self, flushed: Flushed, io: &mut Io) -> Result<(), String> {
         if self.outbox.sent_bytes() != self.said_bytes {
             (self.said_bytes, self.last_said) = (self.outbox.sent_bytes(), io.now());
         }
         match flushed {
             Flushed::Empty if self.stopping && self.loading.is_none() => Err("stopped as it asked".into()),
-            Flushed::Empty => Ok(()),
+            Flushed::Empty | Flushed::InFlight => Ok(()),
             Flushed::Blocked => {
                 io.arm(self.id, &self.fd, Direction::Write);
                 Ok(())

@@ -6,18 +6,34 @@ use faasnet_ring::{Lease, Outcome, Pipe, socket};
 
 use super::child::{Child, fill_from, hand_over, tee};
 
+/// The pipes of a worker through which frames pass; empty outside of one call.
+pub(super) struct Transit<'a> {
+    /// Between an upstream's socket and its children's pipes.
+    pub(super) pipe: Option<&'a Pipe>,
+    /// Measures fragments: with so few slots that a frame of small ones fills it.
+    pub(super) gauge: Option<&'a Pipe>,
+}
+
+/// What forwarding a frame came to.
+#[derive(Default)]
+pub(super) struct Forwarded {
+    /// Bytes that will go to children through the buffer, because a pipe ran full or a child has none.
+    pub(super) copied: usize,
+    /// The size of its fragments in the socket, if it was measured; of large ones a lower bound.
+    pub(super) fragment_bytes: Option<usize>,
+}
+
 /// Passes a whole, verified frame of `total` bytes that lies in `socket` and in `lease` on to `live` (indexes into `children`), and
-/// consumes it from the socket. Returns how many bytes will go to children through the buffer, because a pipe ran full or a child
-/// has none; an error means that the socket broke.
+/// consumes it from the socket. An error means that the socket broke.
 pub(super) fn forward(
     socket: BorrowedFd<'_>,
-    transit: Option<&Pipe>,
+    transit: &Transit<'_>,
     lease: &Lease,
     total: usize,
     children: &mut [Child],
     live: &[usize],
-) -> Result<usize, String> {
-    let mut copied = 0;
+) -> Result<Forwarded, String> {
+    let (mut copied, mut fragment_bytes) = (0, None);
     // Children whose pipe cannot take it get the frame from the buffer.
     let (mut piping, rest): (Vec<usize>, Vec<usize>) =
         live.iter().partition(|index| children[**index].outbox.pipe_has_room(total));
@@ -25,9 +41,16 @@ pub(super) fn forward(
         copied += children[index].append_rest(lease, 0, total);
     }
     let mut consumed = 0;
-    match (&piping[..], transit) {
+    if let ([_, ..], Some(gauge)) = (&piping[..], transit.gauge) {
+        consumed = fill_up(gauge, socket, total);
+        let is_telling = consumed < total || total >= gauge.slots() * LARGE_FRAGMENT;
+        fragment_bytes = is_telling.then_some(consumed / gauge.slots());
+        copied += spread(gauge, lease, 0, consumed, total, children, &mut piping)?;
+    }
+    match (&piping[..], transit.pipe) {
         ([only], _) => {
-            consumed = fill_from(socket, &mut children[*only], total);
+            let got = fill_from(socket, &mut children[*only], total - consumed);
+            consumed += got;
             copied += children[*only].append_rest(lease, consumed, total);
             piping.clear();
         }
@@ -44,7 +67,22 @@ pub(super) fn forward(
         copied += children[index].append_rest(lease, consumed, total);
     }
     discard(socket, total - consumed)?;
-    Ok(copied)
+    Ok(Forwarded { copied, fragment_bytes })
+}
+
+/// A frame that fits the gauge with fragments of this size says that they are large.
+const LARGE_FRAGMENT: usize = 8 << 10;
+
+/// Fills `pipe` from the socket, in which `len` bytes lie, until either is done: one call may stop short of both.
+fn fill_up(pipe: &Pipe, socket: BorrowedFd<'_>, len: usize) -> usize {
+    let mut filled = 0;
+    while filled < len {
+        match pipe.fill_from_socket(socket, len - filled) {
+            Outcome::Moved(moved @ 1..) => filled += moved,
+            _ => break,
+        }
+    }
+    filled
 }
 
 /// Gives the `arrived` bytes in `transit` to every child that is still served by pipe. `tee` has no offset, so each child must get all of

@@ -9,8 +9,8 @@ use std::time::Duration;
 use faasnet_api::{BlockIndex, FunctionId, ImageId, Stripe as StripeId, Ticket};
 use faasnet_relay::plan::Target;
 use faasnet_relay::upstream::Now;
-use faasnet_relay::wire::{Hello, Refusal};
-use faasnet_ring::LeaseMut;
+use faasnet_relay::wire::{Challenge, Hello, Refusal, UNSIGNED};
+use faasnet_ring::{LeaseMut, Outcome};
 use faasnet_store::StoredImage;
 
 use super::io::{ConnId, Direction, DiskOp, Io};
@@ -139,8 +139,11 @@ impl Function {
     }
 
     pub(super) fn adopt(&mut self, newcomer: Newcomer, hello: &Hello, io: &mut Io) {
-        if let Some(reason) = &self.shared.failed {
-            newcomer.refuse(Refusal::Other, reason);
+        // A child's ticket must be of the tenant whose ticket this node has itself.
+        let stranger = hello.ticket.is_of(self.shared.ticket.claims().tenant).err();
+        let refusal = stranger.map(|error| (Refusal::Ticket, error.to_string()));
+        if let Some((refusal, reason)) = refusal.or_else(|| Some((Refusal::Other, self.shared.failed.clone()?))) {
+            newcomer.refuse(refusal, &reason);
             let (id, fd, _) = newcomer.into_parts();
             return io.close(id, fd);
         }
@@ -154,6 +157,16 @@ impl Function {
 
     pub(super) fn child_ready(&mut self, stripe: StripeId, id: ConnId, direction: Direction, io: &mut Io) {
         self.stripes[stripe.index()].child_ready(id, direction, &mut self.shared, io);
+    }
+
+    /// The driver has received for a link.
+    pub(super) fn received(&mut self, stripe: StripeId, id: ConnId, buffer: LeaseMut, outcome: Outcome, io: &mut Io) {
+        self.stripes[stripe.index()].received(id, buffer, outcome, &mut self.shared, io);
+    }
+
+    /// The driver has sent to a child.
+    pub(super) fn sent(&mut self, stripe: StripeId, id: ConnId, outcome: Outcome, io: &mut Io) {
+        self.stripes[stripe.index()].sent(id, outcome, &mut self.shared, io);
     }
 
     /// A block was written, or not.
@@ -222,6 +235,7 @@ impl Function {
             (None, Some(_), None) => ReportState::Fetching,
             (None, Some(_), Some(_)) => ReportState::Complete,
         };
+        let (mover, mover_reason) = self.mover(io);
         FunctionReport {
             function: self.shared.function,
             image: self.shared.image,
@@ -235,13 +249,21 @@ impl Function {
             bytes_live: counters.bytes_live,
             bytes_from_store: counters.bytes_from_store,
             bytes_copied: counters.bytes_copied,
-            mover: io.mover.name(),
+            mover,
+            mover_reason,
             elapsed: self.took.unwrap_or_else(|| io.now().saturating_sub(self.since)),
             upstreams: counters.upstreams.clone(),
             levels: self.stripes.iter().map(Stripe::level).collect(),
             edges_failed: counters.edges_failed,
             blocks_refused: counters.blocks_refused,
         }
+    }
+
+    /// How its blocks pass, and why so: what a link changed to, else what links start with.
+    fn mover(&self, io: &Io) -> (&'static str, String) {
+        let changed = self.stripes.iter().find_map(Stripe::mover);
+        let first = (io.movers.first.name(), io.movers.reason.clone());
+        changed.map_or(first, |change| (change.mover.name(), change.reason.clone()))
     }
 
     fn note_completion(&mut self, io: &mut Io) {
@@ -258,9 +280,9 @@ impl Function {
 }
 
 impl Shared {
-    /// What this node says first to a parent.
-    pub(super) fn hello(&self, stripe: StripeId, wants_descriptor: bool, io: &Io) -> Hello {
-        Hello {
+    /// What this node answers to a parent's challenge.
+    pub(super) fn hello(&self, stripe: StripeId, wants_descriptor: bool, challenge: &Challenge, io: &Io) -> Hello {
+        let hello = Hello {
             function: self.function,
             image: self.image,
             node: io.me,
@@ -271,7 +293,9 @@ impl Shared {
             stripe,
             stripes: self.stripes,
             wants_descriptor,
-        }
+            proof: UNSIGNED,
+        };
+        io.trust.sign(hello, challenge)
     }
 
     /// The descriptor's bytes, encoded once.

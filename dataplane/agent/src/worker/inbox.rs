@@ -1,14 +1,18 @@
 //! The receiving end of a link to an upstream: frames out of a byte stream, with as little copying as the mover allows.
 //!
-//! A block frame stays in the socket until the whole of it is there; only then is a buffer taken, so a slow upstream holds none. If a child
-//! would take the block live without a copy, it is peeked (the one copy: verified there, kept from there) and its bytes stay in the
-//! socket to be teed; else it is read. When the receive buffer cannot hold a whole frame, that frame is read as it comes, into a buffer
-//! that is held meanwhile; some buffers are kept free of that.
+//! For movers that splice a block frame stays in the socket until the whole of it is there; only then is a buffer taken, so a slow upstream
+//! holds none. If a child would take the block live without a copy, it is peeked (the one copy: verified there, kept from there) and its
+//! bytes stay in the socket to be teed; else it is read. When the receive buffer cannot hold a whole frame, that frame is read as it comes,
+//! into a buffer that is held meanwhile; some buffers are kept free of that.
+//!
+//! For movers that copy, frames are read as they come, so that the window opens steadily instead of once per frame, and each read asks for
+//! the next frame's header as well: a frame that is there costs one call. While buffers are scarce they wait for whole frames, too.
 //!
 //! Peeking does not make the kernel grow the receive buffer, and a window of hardly one frame makes a poll fire early; so the buffer is
 //! grown once, by asking for more than is ever awaited. SO_RCVLOWAT then always equals what the next step still needs, so that a poll
 //! fires once per frame and not per segment.
 
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
@@ -18,6 +22,7 @@ use faasnet_relay::wire::{Frame, HEADER_BYTES, Kind};
 use faasnet_ring::{Arena, LeaseMut, Outcome, socket};
 
 use super::io::FRAME_START;
+use super::mover::Intake;
 
 /// What one step of receiving came to.
 pub(super) enum Step {
@@ -25,6 +30,8 @@ pub(super) enum Step {
     Blocked,
     /// No buffer is free; try again when one is.
     NoLease,
+    /// Let the driver receive into this part of the buffer; [`Inbox::received`] takes what came.
+    Receive(LeaseMut, Range<usize>),
     /// A control frame.
     Control(Frame, Vec<u8>),
     /// A whole block frame, read or still in the socket.
@@ -64,7 +71,8 @@ enum State {
     Fill {
         frame: Frame,
         block: BlockIndex,
-        lease: LeaseMut,
+        /// `None` while the driver receives into it.
+        lease: Option<LeaseMut>,
         filled: usize,
     },
 }
@@ -83,6 +91,9 @@ pub(super) struct Inbox {
     lowat: usize,
     /// The present frame is read as it comes: the socket cannot hold the whole of it.
     read_this: bool,
+    intake: Intake,
+    /// The next frame shall stay in the socket until it is whole, whatever the intake.
+    next_whole: bool,
 }
 
 /// A frame that does not grow for this long in a socket is read as it comes: its sender pauses, or memory is short.
@@ -93,8 +104,22 @@ const WINDOW_BYTES: usize = 1 << 20;
 const READ_LOWAT: usize = 32 << 10;
 
 impl Inbox {
-    pub(super) fn new() -> Self {
-        Self { state: HEADER, lowat: 1, read_this: false }
+    pub(super) fn new(intake: Intake) -> Self {
+        Self { state: HEADER, lowat: 1, read_this: false, intake, next_whole: false }
+    }
+
+    /// How frames are taken from the next one on.
+    pub(super) fn set_intake(&mut self, intake: Intake) {
+        self.intake = intake;
+    }
+
+    pub(super) fn intake(&self) -> Intake {
+        self.intake
+    }
+
+    /// Leaves the next frame whose header has not been read in the socket, so that it can be spliced.
+    pub(super) fn leave_next_in_socket(&mut self) {
+        self.next_whole = true;
     }
 
     /// Makes the socket ready to hold whole frames; once, when it is connected.
@@ -106,9 +131,11 @@ impl Inbox {
 
     /// A turn is over before the socket was empty: the next frame may be shorter than what was awaited last, and must still be polled.
     pub(super) fn await_header(&mut self, fd: BorrowedFd<'_>) -> std::io::Result<()> {
-        if !self.is_mid_frame() && self.lowat > HEADER_BYTES {
-            self.lowat = HEADER_BYTES;
-            socket::set_rcvlowat(fd, HEADER_BYTES)?;
+        let State::Header { filled, .. } = self.state else { return Ok(()) };
+        let missing = (HEADER_BYTES - filled).max(1);
+        if self.lowat > missing {
+            self.lowat = missing;
+            socket::set_rcvlowat(fd, missing)?;
         }
         Ok(())
     }
@@ -124,18 +151,43 @@ impl Inbox {
     ) -> Step {
         let mut fired = fired;
         loop {
-            let step = match &mut self.state {
+            let step = match &self.state {
+                State::Header { filled: 0, .. } if self.reads_as_it_comes(arena) => self.read_header(fd),
                 State::Header { filled: 0, .. } => self.header(fd, now, judge),
                 State::Header { .. } => self.consume_header(fd, arena, judge),
                 State::Control { .. } => self.control(fd),
                 State::Await { .. } if self.read_this => self.consume_header(fd, arena, judge),
                 State::Await { .. } => self.whole(fd, arena, now, std::mem::take(&mut fired), judge),
-                State::Fill { .. } => self.fill(fd),
+                State::Fill { .. } => self.fill(fd, arena),
             };
             if let Some(step) = step {
                 return step;
             }
         }
+    }
+
+    /// Takes back a buffer that the driver received into; an error says why the connection is over.
+    pub(super) fn received(&mut self, buffer: LeaseMut, outcome: Outcome) -> Result<(), String> {
+        // A frame that was given up meanwhile wants nothing back.
+        let State::Fill { lease, filled, .. } = &mut self.state else { return Ok(()) };
+        *lease = Some(buffer);
+        match outcome {
+            Outcome::Moved(moved) => *filled += moved,
+            Outcome::WouldBlock => {}
+            Outcome::Ended => return Err("the connection ended inside a frame".into()),
+            Outcome::Failed(error) => return Err(error.to_string()),
+        }
+        Ok(())
+    }
+
+    /// Whether the driver has the buffer: nothing can be done before [`Inbox::received`].
+    pub(super) fn is_receiving(&self) -> bool {
+        matches!(self.state, State::Fill { lease: None, .. })
+    }
+
+    /// Whether the next frame is read as it comes: the mover wants it, and buffers are not scarce.
+    fn reads_as_it_comes(&self, arena: &Arena) -> bool {
+        self.intake != Intake::Whole && !self.next_whole && has_spare(arena)
     }
 
     /// Whether a frame has begun and is not complete.
@@ -187,7 +239,7 @@ impl Inbox {
     /// Consumes the header and chooses where its payload goes: for control frames, and for blocks that are read as they come.
     fn consume_header(&mut self, fd: BorrowedFd<'_>, arena: &Arena, judge: &impl Judge) -> Option<Step> {
         // Taken before the header is consumed; and not one of those that whole frames need.
-        let spare = arena.free() > arena.slots() / 4;
+        let spare = has_spare(arena);
         match &self.state {
             State::Header { filled: HEADER_BYTES, .. } => {}
             _ if self.read_this && !spare => return Some(Step::NoLease),
@@ -208,7 +260,9 @@ impl Inbox {
         };
         let Some(mut lease) = spare.then(|| arena.take()).flatten() else { return Some(Step::NoLease) };
         lease[FRAME_START..FRAME_START + HEADER_BYTES].copy_from_slice(bytes);
-        self.state = State::Fill { frame, block, lease, filled: HEADER_BYTES };
+        // A frame that was to stay whole in the socket and did not fit; the try is over.
+        self.next_whole &= !self.read_this;
+        self.state = State::Fill { frame, block, lease: Some(lease), filled: HEADER_BYTES };
         None
     }
 
@@ -248,11 +302,11 @@ impl Inbox {
         let (bytes, in_socket) = (&mut lease[FRAME_START..FRAME_START + total], judge.wants_peek(block));
         match if in_socket { socket::peek(fd, bytes) } else { socket::recv(fd, bytes) } {
             Outcome::Moved(moved) if moved == total => {
-                self.state = HEADER;
+                (self.state, self.next_whole) = (HEADER, false);
                 Some(Step::Block(Arrival { block, frame, lease, in_socket }))
             }
             Outcome::Moved(moved) if !in_socket && moved >= HEADER_BYTES => {
-                self.state = State::Fill { frame, block, lease, filled: moved };
+                self.state = State::Fill { frame, block, lease: Some(lease), filled: moved };
                 None
             }
             Outcome::Failed(error) => Some(Step::Ended(error.to_string())),
@@ -263,21 +317,48 @@ impl Inbox {
         }
     }
 
-    fn fill(&mut self, fd: BorrowedFd<'_>) -> Option<Step> {
+    fn fill(&mut self, fd: BorrowedFd<'_>, arena: &Arena) -> Option<Step> {
+        // The next header comes along, unless the next frame has to be looked at before it is taken.
+        let ahead = if self.reads_as_it_comes(arena) && !self.read_this { HEADER_BYTES } else { 0 };
         let State::Fill { frame, lease, filled, .. } = &mut self.state else { return None };
         let total = frame.total_bytes();
         while *filled < total {
-            match socket::recv(fd, &mut lease[FRAME_START + *filled..FRAME_START + total]) {
+            let rest = FRAME_START + *filled..FRAME_START + total + ahead;
+            let Some(bytes) = lease.as_mut().map(|lease| &mut lease[rest]) else { return Some(Step::Blocked) };
+            let outcome = match self.intake {
+                Intake::DriverOnly => Outcome::WouldBlock,
+                _ => socket::recv(fd, bytes),
+            };
+            match outcome {
                 Outcome::Moved(moved) => *filled += moved,
-                other => {
-                    let missing = (total - *filled).min(READ_LOWAT);
-                    return Some(self.not_moved(fd, other, missing));
-                }
+                Outcome::WouldBlock => return self.wait_for_rest(fd, ahead),
+                other => return Some(self.not_moved(fd, other, 1)),
             }
         }
         self.read_this = false;
-        let State::Fill { frame, block, lease, .. } = std::mem::replace(&mut self.state, HEADER) else { return None };
+        let State::Fill { frame, block, lease, filled } = std::mem::replace(&mut self.state, HEADER) else { return None };
+        let lease = lease?;
+        let mut bytes = [0; HEADER_BYTES];
+        bytes[..filled - total].copy_from_slice(&lease[FRAME_START + total..FRAME_START + filled]);
+        self.state = State::Header { bytes, filled: filled - total };
         Some(Step::Block(Arrival { block, frame, lease, in_socket: false }))
+    }
+
+    /// Waits for more of a frame that is read as it comes.
+    fn wait_for_rest(&mut self, fd: BorrowedFd<'_>, ahead: usize) -> Option<Step> {
+        let State::Fill { frame, lease, filled, .. } = &mut self.state else { return None };
+        let (filled, total) = (*filled, frame.total_bytes());
+        let lease = match self.intake {
+            Intake::Driver | Intake::DriverOnly => lease.take(),
+            Intake::Whole | Intake::AsItComes => None,
+        };
+        let blocked = self.block_until(fd, (total - filled).min(READ_LOWAT));
+        match (blocked, lease) {
+            (Step::Blocked, Some(lease)) => {
+                Some(Step::Receive(lease, FRAME_START + filled..FRAME_START + total + ahead))
+            }
+            (other, _) => Some(other),
+        }
     }
 
     fn not_moved(&mut self, fd: BorrowedFd<'_>, outcome: Outcome, needed: usize) -> Step {
@@ -298,6 +379,11 @@ impl Inbox {
         }
         Step::Blocked
     }
+}
+
+/// Whether a buffer can be held while its frame arrives, and enough are left for whole frames.
+fn has_spare(arena: &Arena) -> bool {
+    arena.free() > arena.slots() / 4
 }
 
 const HEADER: State = State::Header { bytes: [0; HEADER_BYTES], filled: 0 };

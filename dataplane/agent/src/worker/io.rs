@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use faasnet_api::{BlockIndex, ClusterSecret, FunctionId, NodeId, Stripe, Verify};
+use faasnet_api::{BlockIndex, FunctionId, NodeId, Stripe, Verify};
 use faasnet_relay::plan::Patience;
 use faasnet_relay::upstream::Now;
 use faasnet_ring::{Arena, Driver, HEADROOM_BYTES, Lease, LeaseMut, Pipe, SocketOptions, Token};
@@ -15,30 +15,14 @@ use faasnet_store::{StoredImage, WriteMode};
 use std::net::SocketAddr;
 use tokio::sync::mpsc;
 
+use super::forward::Transit;
 use super::mailbox::WorkerEvent;
+use super::mover::Movers;
+use crate::trust::Trust;
 
 /// The name of a connection, listener or waker of this worker; never used twice, so a late completion finds nobody.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct ConnId(pub(super) u32);
-
-/// How blocks pass through this node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Mover {
-    /// Peek, verify, then splice and tee the same bytes: forwarded bytes are not copied.
-    Splice,
-    /// Read, verify, write.
-    Copy,
-}
-
-impl Mover {
-    /// The name in reports and flags.
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Splice => "splice",
-            Self::Copy => "copy",
-        }
-    }
-}
 
 /// Who a connection belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,7 +76,7 @@ pub(super) enum Direction {
 pub(super) struct Io {
     pub(super) driver: Driver,
     pub(super) arena: Arena,
-    pub(super) mover: Mover,
+    pub(super) movers: Movers,
     pub(super) patience: Patience,
     pub(super) socket_options: SocketOptions,
     /// Of each child's pipe.
@@ -101,12 +85,12 @@ pub(super) struct Io {
     write_mode: WriteMode,
     writes: usize,
     pub(super) me: NodeId,
-    pub(super) secret: ClusterSecret,
+    pub(super) trust: Trust,
     pub(super) data_address: SocketAddr,
     pub(super) feed: SocketAddr,
     pub(super) routes: HashMap<ConnId, Route>,
-    /// Between an upstream's socket and its children's pipes; empty outside of one call.
-    pub(super) transit: Option<Pipe>,
+    transit: Option<Pipe>,
+    gauge: Option<Pipe>,
     pub(super) lost_events: u64,
     events: mpsc::Sender<WorkerEvent>,
     disk: HashMap<u64, DiskOp>,
@@ -131,16 +115,16 @@ impl Io {
     pub(super) fn new(
         driver: Driver,
         arena: Arena,
-        mover: Mover,
+        movers: Movers,
         config: &super::WorkerConfig,
         data_address: SocketAddr,
-        transit: Option<Pipe>,
+        [transit, gauge]: [Option<Pipe>; 2],
         events: mpsc::Sender<WorkerEvent>,
     ) -> Self {
         Self {
             driver,
             arena,
-            mover,
+            movers,
             patience: config.patience,
             socket_options: config.socket_options.clone(),
             pipe_bytes: config.tuning.pipe_bytes,
@@ -148,11 +132,12 @@ impl Io {
             write_mode: config.store_write,
             writes: 0,
             me: config.node,
-            secret: config.secret.clone(),
+            trust: config.trust.clone(),
             data_address,
             feed: config.feed,
             routes: HashMap::new(),
             transit,
+            gauge,
             lost_events: 0,
             events,
             disk: HashMap::new(),
@@ -177,11 +162,21 @@ impl Io {
 
     /// Asks to be told once when `fd` is readable or writable.
     pub(super) fn arm(&mut self, id: ConnId, fd: impl AsFd, direction: Direction) {
-        let token = Token(u64::from(id.0) << 1 | u64::from(direction == Direction::Write));
+        let token = self.token(id, direction);
         match direction {
             Direction::Read => self.driver.arm_read(fd.as_fd(), token),
             Direction::Write => self.driver.arm_write(fd.as_fd(), token),
         }
+    }
+
+    /// What a completion on the connection carries.
+    pub(super) fn token(&self, id: ConnId, direction: Direction) -> Token {
+        Token(u64::from(id.0) << 1 | u64::from(direction == Direction::Write))
+    }
+
+    /// The pipes for a frame that passes; `measured` with the one that measures.
+    pub(super) fn transit(&self, measured: bool) -> Transit<'_> {
+        Transit { pipe: self.transit.as_ref(), gauge: self.gauge.as_ref().filter(|_| measured) }
     }
 
     /// Forgets a connection and closes it when nothing is in flight on it.

@@ -11,6 +11,7 @@ use faasnet_ring::socket;
 
 use super::inbox::Inbox;
 use super::io::{ConnId, Direction, Io};
+use super::mover::LinkMover;
 use super::outbox::{Flushed, Outbox};
 
 /// See the module's documentation.
@@ -21,7 +22,10 @@ pub(super) struct Link {
     pub(super) target: Target,
     pub(super) fd: OwnedFd,
     pub(super) inbox: Inbox,
+    pub(super) mover: LinkMover,
     pub(super) connected: bool,
+    /// The parent's challenge was answered with `Hello`.
+    pub(super) greeted: bool,
     pub(super) welcomed: bool,
     /// `Want` is due as soon as the descriptor is known.
     pub(super) want_due: bool,
@@ -47,13 +51,16 @@ impl Link {
         let source = source.filter(|_| target != Target::Origin);
         let fd = socket::connect(address, source, &io.socket_options)?;
         io.arm(id, &fd, Direction::Write);
+        let mover = LinkMover::new(&io.movers);
         Ok(Self {
             id,
             link,
             target,
             fd,
-            inbox: Inbox::new(),
+            inbox: Inbox::new(mover.mover().intake()),
+            mover,
             connected: false,
+            greeted: false,
             welcomed: false,
             want_due: false,
             wanted: false,
@@ -80,13 +87,23 @@ impl Link {
 
     /// Sends what the socket takes.
     pub(super) fn flush(&mut self, io: &mut Io) -> Result<(), String> {
-        match self.outbox.flush(&self.fd) {
-            Flushed::Empty => Ok(()),
+        match self.outbox.flush(self.fd.as_fd(), None) {
+            Flushed::Empty | Flushed::InFlight => Ok(()),
             Flushed::Blocked => {
                 io.arm(self.id, &self.fd, Direction::Write);
                 Ok(())
             }
             Flushed::Failed(reason) => Err(reason),
+        }
+    }
+
+    /// Whether `node` may stand at the other end.
+    pub(super) fn leads_to(&self, node: NodeId, io: &Io) -> bool {
+        match self.target {
+            Target::Node(id, _) => id == node,
+            Target::Address(_) => true,
+            // The feed speaks in this node's own name.
+            Target::Origin => io.me == node,
         }
     }
 

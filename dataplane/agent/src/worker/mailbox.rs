@@ -147,8 +147,10 @@ pub struct FunctionReport {
     pub bytes_from_store: u64,
     /// Payload sent to children through a user-space buffer.
     pub bytes_copied: u64,
-    /// `"splice"` or `"copy"`.
+    /// `"splice"`, `"registered"`, `"copy"` or `"tokio-uring"`.
     pub mover: &'static str,
+    /// Why this one, for people.
+    pub mover_reason: String,
     /// From the first assignment to the last block, or to now.
     pub elapsed: Duration,
     /// Payload per upstream and stripe, in the order in which they were used.

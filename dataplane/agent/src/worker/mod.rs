@@ -6,14 +6,16 @@
 use std::net::SocketAddr;
 
 use anyhow::Context;
-use faasnet_api::{ClusterSecret, NodeId, Verify};
+use faasnet_api::{NodeId, Verify};
 use faasnet_relay::plan::Patience;
 use faasnet_ring::SocketOptions;
 use faasnet_store::WriteMode;
 
 use crate::config::Engine;
+use crate::trust::Trust;
 use crate::tuning::Tuning;
 
+mod allowance;
 mod child;
 mod forward;
 mod function;
@@ -22,6 +24,7 @@ mod inbox;
 mod io;
 mod link;
 pub mod mailbox;
+mod mover;
 mod newcomer;
 mod outbox;
 mod pacing;
@@ -40,8 +43,8 @@ pub struct WorkerConfig {
     pub advertise: Option<SocketAddr>,
     /// This node.
     pub node: NodeId,
-    /// Checks children's tickets.
-    pub secret: ClusterSecret,
+    /// Signs what this node says to parents, and judges its children.
+    pub trust: Trust,
     /// The loopback address of this agent's origin feed.
     pub feed: SocketAddr,
     /// How to move bytes.

@@ -3,18 +3,23 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use faasnet_relay::upstream::Now;
-use faasnet_relay::wire::{Hello, Kind, Refusal, WaitingFor, encode_waiting};
+use faasnet_api::{NodeId, TicketError};
+use faasnet_relay::wire::{Challenge, Hello, Kind, Refusal, WaitingFor, encode_waiting};
 use faasnet_ring::socket;
 
 use super::inbox::{ControlReader, Read};
 use super::io::ConnId;
+use crate::trust::Trust;
 
 /// See the module's documentation.
 pub(super) struct Newcomer {
     pub(super) id: ConnId,
     fd: OwnedFd,
     reader: ControlReader,
-    /// What it said, while its function is not known here yet.
+    challenge: Challenge,
+    /// What it said and nobody has checked yet.
+    unchecked: Option<Hello>,
+    /// What it said, checked, while its function is not known here yet.
     pub(super) hello: Option<Hello>,
     pub(super) since: Now,
     said: Now,
@@ -24,15 +29,22 @@ pub(super) struct Newcomer {
 pub(super) enum Heard {
     /// `Hello` is not whole yet.
     Nothing,
-    /// It said `Hello`.
-    Hello(Hello),
+    /// It said `Hello`; its signatures are to be checked.
+    Hello,
     /// It has to go, for this reason.
     Nonsense(String),
+    /// Its ticket is not worth the look at a signature.
+    Stranger(NodeId, TicketError),
 }
 
 impl Newcomer {
-    pub(super) fn new(id: ConnId, fd: OwnedFd, now: Now) -> Self {
-        Self { id, fd, reader: ControlReader::default(), hello: None, since: now, said: now }
+    /// Challenges whoever connected to `me`.
+    pub(super) fn challenge(id: ConnId, fd: OwnedFd, me: NodeId, now: Now) -> Self {
+        let challenge = Trust::challenge(me);
+        // Ignored: the buffer of a fresh connection takes it, and one that is broken already is found by listening.
+        let _ = socket::send(&fd, &challenge.encode(), false);
+        let reader = ControlReader::default();
+        Self { id, fd, reader, challenge, unchecked: None, hello: None, since: now, said: now }
     }
 
     /// The same on this worker, whose clock and names are its own.
@@ -53,12 +65,36 @@ impl Newcomer {
         match self.reader.step(&self.fd) {
             Read::Blocked => Heard::Nothing,
             Read::Frame(frame, payload) if frame.kind == Kind::Hello => match Hello::parse(&payload) {
-                Ok(hello) => Heard::Hello(hello),
+                Ok(hello) => match Trust::check_claims(&hello) {
+                    Ok(()) => {
+                        self.unchecked = Some(hello);
+                        Heard::Hello
+                    }
+                    Err(error) => Heard::Stranger(hello.node, error),
+                },
                 Err(error) => Heard::Nonsense(error.to_string()),
             },
             Read::Frame(frame, _) => Heard::Nonsense(format!("a {:?} frame before Hello", frame.kind)),
             Read::Ended(reason) => Heard::Nonsense(reason),
         }
+    }
+
+    /// Whether it has not said `Hello`.
+    pub(super) fn is_silent(&self) -> bool {
+        self.unchecked.is_none() && self.hello.is_none()
+    }
+
+    /// Whether its signatures are still to be checked.
+    pub(super) fn is_unchecked(&self) -> bool {
+        self.unchecked.is_some()
+    }
+
+    /// Checks the signatures of what it said.
+    pub(super) fn check(&mut self, trust: &Trust) -> Result<(), (NodeId, TicketError)> {
+        let Some(hello) = self.unchecked.take() else { return Ok(()) };
+        trust.check_signatures(&hello, &self.challenge).map_err(|error| (hello.node, error))?;
+        self.hello = Some(hello);
+        Ok(())
     }
 
     /// Says that this node lives while the newcomer's function is not known here yet.

@@ -7,10 +7,10 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::ops::Range;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use faasnet_ring::{Lease, Outcome, Pipe, socket};
+use faasnet_ring::{Driver, Lease, Outcome, Pipe, Token, socket};
 
 enum Segment {
     Bytes(Vec<u8>, usize),
@@ -27,6 +27,8 @@ pub(super) enum Flushed {
     Empty,
     /// The socket takes no more now.
     Blocked,
+    /// The driver sends; [`Outbox::sent`] goes on.
+    InFlight,
     /// The connection or the file is broken.
     Failed(String),
 }
@@ -39,6 +41,8 @@ pub(super) struct Outbox {
     queued_bytes: usize,
     leases: usize,
     sent_bytes: u64,
+    /// The driver has the front of the queue.
+    in_flight: bool,
 }
 
 const PAGE_BYTES: usize = 4096;
@@ -110,23 +114,55 @@ impl Outbox {
         self.queue.push_back(Segment::Stored(Arc::clone(file), offset, len));
     }
 
-    /// Sends until the queue is empty or the socket takes no more.
-    pub(super) fn flush(&mut self, fd: impl AsFd) -> Flushed {
+    /// Sends until the queue is empty or the socket takes no more. With a driver, buffers are sent by it.
+    pub(super) fn flush(&mut self, fd: BorrowedFd<'_>, mut driver: Option<(&mut Driver, Token)>) -> Flushed {
         loop {
+            if self.in_flight {
+                return Flushed::InFlight;
+            }
             let more = self.queue.len() > 1;
             let Some(front) = self.queue.front_mut() else { return Flushed::Empty };
-            match front.send(fd.as_fd(), self.pipe.as_ref(), more) {
-                Outcome::Moved(0) | Outcome::Ended => return Flushed::Failed("the image file ends too early".into()),
-                Outcome::Moved(moved) => {
-                    self.queued_bytes -= moved;
-                    self.sent_bytes += moved as u64;
-                    if front.is_done() && matches!(self.queue.pop_front(), Some(Segment::Leased(..))) {
-                        self.leases -= 1;
-                    }
-                }
-                Outcome::WouldBlock => return Flushed::Blocked,
-                Outcome::Failed(error) => return Flushed::Failed(error.to_string()),
+            if let (Segment::Leased(lease, range), Some((driver, token))) = (&*front, &mut driver) {
+                driver.send(fd, lease.clone(), range.clone(), *token);
+                self.in_flight = true;
+                return Flushed::InFlight;
             }
+            let outcome = front.send(fd, self.pipe.as_ref(), more);
+            match self.moved(outcome) {
+                None => {}
+                Some(end) => return end,
+            }
+        }
+    }
+
+    /// What the driver's send came to; `None`: flush again.
+    pub(super) fn sent(&mut self, outcome: Outcome) -> Option<Flushed> {
+        self.in_flight = false;
+        if let (Some(Segment::Leased(_, range)), Outcome::Moved(moved)) = (self.queue.front_mut(), &outcome) {
+            range.start += moved;
+        }
+        match outcome {
+            // Nothing moved, and nothing is wrong: it is sent again.
+            Outcome::WouldBlock => None,
+            other => self.moved(other),
+        }
+    }
+
+    /// Accounts for what the front of the queue gave to the socket; `None`: go on.
+    fn moved(&mut self, outcome: Outcome) -> Option<Flushed> {
+        match outcome {
+            Outcome::Moved(0) | Outcome::Ended => Some(Flushed::Failed("the image file ends too early".into())),
+            Outcome::Moved(moved) => {
+                self.queued_bytes -= moved;
+                self.sent_bytes += moved as u64;
+                let is_done = self.queue.front().is_some_and(Segment::is_done);
+                if is_done && matches!(self.queue.pop_front(), Some(Segment::Leased(..))) {
+                    self.leases -= 1;
+                }
+                None
+            }
+            Outcome::WouldBlock => Some(Flushed::Blocked),
+            Outcome::Failed(error) => Some(Flushed::Failed(error.to_string())),
         }
     }
 }

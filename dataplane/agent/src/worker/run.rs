@@ -3,25 +3,24 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use crossbeam::channel::{Receiver, TryRecvError, TrySendError};
-use faasnet_api::{FunctionId, MAX_BLOCK_BYTES};
+use faasnet_api::{FunctionId, MAX_BLOCK_BYTES, NodeId, TicketError};
 use faasnet_relay::upstream::Now;
-use faasnet_relay::wire::{Hello, Refusal};
-use faasnet_ring::{
-    Arena, Completion, Driver, DriverKind, DriverOptions, Pipe, SocketOptions, Token, Waker, probe, socket,
-};
+use faasnet_relay::wire::{HEADER_BYTES, Hello, Refusal};
+use faasnet_ring::{Arena, Completion, Pipe, SocketOptions, Token, Waker, socket};
 use tokio::sync::{mpsc, oneshot};
 
 use super::WorkerConfig;
+use super::allowance::Allowance;
 use super::function::Function;
-use super::io::{ConnId, Direction, Io, Mover, Route, TICK};
+use super::io::{ConnId, Direction, Io, Route, TICK};
 use super::mailbox::{Assignment, Mail, Mailbox, WorkerCommand, WorkerEvent};
+use super::mover::choose;
 use super::newcomer::{Heard, Newcomer};
 use super::pacing::Pacing;
-use crate::config::Engine;
 
 /// Everything that a worker owns.
 struct Worker {
@@ -38,6 +37,11 @@ struct Worker {
     pacing: Option<Pacing>,
     /// In the order of arrival.
     newcomers: Vec<Newcomer>,
+    /// For checking what newcomers show.
+    allowance: Allowance,
+    /// How many were refused for their tickets, and when that was last told.
+    strangers: u64,
+    stranger_told: Now,
     /// When to try to accept again, after it failed.
     accept_again: Option<Now>,
     stopping: bool,
@@ -62,6 +66,8 @@ const MAX_NEWCOMERS: usize = 256;
 /// How long a newcomer may take to say `Hello`, and how long it is kept while its function is not known here: commands of one burst
 /// reach parents and children in any order.
 const NEWCOMER_PATIENCE: Duration = Duration::from_secs(2);
+/// Between two lines about refused tickets.
+const STRANGER_PAUSE: Duration = Duration::from_secs(1);
 /// After a failure to accept.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// An idle worker wakes up this rarely.
@@ -101,14 +107,16 @@ impl Worker {
         }
         let tuning = &config.tuning;
         let arena = arena(config.buffers, tuning.huge_pages)?;
-        let (driver, mover) = choose(config.engine, &arena, &tuning.driver)?;
+        let (driver, movers) = choose(config.engine, tuning.driver_kind, &arena, &tuning.driver)?;
         driver.notes().iter().for_each(|note| tracing::warn!("{note}"));
         if let Some(warning) = config.verify.warning() {
             tracing::warn!("{warning}");
         }
         tracing::info!(
             worker = seat.index,
-            mover = mover.name(),
+            mover = movers.first.name(),
+            reason = movers.reason,
+            driver = driver.kind().name(),
             buffers = config.buffers,
             core = seat.core,
             "data worker starts"
@@ -122,12 +130,12 @@ impl Worker {
                 listen(config.listen, &options).map(|(fd, address)| (Some(fd), address))?
             }
         };
-        let transit = (mover == Mover::Splice).then(|| Pipe::new(tuning.pipe_bytes)).transpose();
-        let transit = transit.context("cannot make a pipe")?;
+        let transit = movers.may_splice().then(|| Pipe::new(tuning.pipe_bytes)).transpose();
+        let pipes = [transit.context("cannot make a pipe")?, movers.gauge().context("cannot make a pipe")?];
         let advertised = config.advertise.unwrap_or(address);
         let advertised =
             SocketAddr::new(advertised.ip(), if advertised.port() == 0 { address.port() } else { advertised.port() });
-        let mut io = Io::new(driver, arena, mover, config, advertised, transit, events);
+        let mut io = Io::new(driver, arena, movers, config, advertised, pipes, events);
         let waker_id = io.route(Route::Waker);
         io.arm(waker_id, seat.waker.as_fd(), Direction::Read);
         let listener = listener.map(|fd| (io.route(Route::Listener), fd));
@@ -145,6 +153,9 @@ impl Worker {
             siblings: seat.siblings,
             pacing: seat.pacing,
             newcomers: Vec::new(),
+            allowance: Allowance::new(),
+            strangers: 0,
+            stranger_told: Now::ZERO,
             accept_again: None,
             stopping: false,
         };
@@ -272,8 +283,20 @@ impl Worker {
                     function.loaded(&op, result, &mut self.io);
                 }
             }
-            // No mover asks for these yet.
-            Completion::Received { .. } | Completion::Sent { .. } => {}
+            Completion::Received { token, buffer, outcome } => {
+                if let Some((id, Route::Link(function, stripe), _)) = self.io.ready(token)
+                    && let Some(function) = self.functions.get_mut(&function)
+                {
+                    function.received(stripe, id, buffer, outcome, &mut self.io);
+                }
+            }
+            Completion::Sent { token, outcome } => {
+                if let Some((id, Route::Child(function, stripe), _)) = self.io.ready(token)
+                    && let Some(function) = self.functions.get_mut(&function)
+                {
+                    function.sent(stripe, id, outcome, &mut self.io);
+                }
+            }
         }
     }
 
@@ -317,7 +340,7 @@ impl Worker {
                     let id = self.io.route(Route::Newcomer);
                     if self.newcomers.len() >= MAX_NEWCOMERS {
                         // The one that has been silent longest makes room: silent strangers must not lock children out.
-                        let silent = self.newcomers.iter().find(|newcomer| newcomer.hello.is_none());
+                        let silent = self.newcomers.iter().find(|newcomer| newcomer.is_silent());
                         match silent.map(|newcomer| newcomer.id) {
                             Some(oldest) => self.dismiss(oldest, None),
                             None => {
@@ -326,7 +349,7 @@ impl Worker {
                             }
                         }
                     }
-                    self.newcomers.push(Newcomer::new(id, fd, self.io.now()));
+                    self.newcomers.push(Newcomer::challenge(id, fd, self.io.me, self.io.now()));
                     self.listen_to(id);
                 }
                 Ok(None) => break,
@@ -345,7 +368,7 @@ impl Worker {
 
     fn listen_to(&mut self, id: ConnId) {
         let Some(newcomer) = self.newcomers.iter_mut().find(|newcomer| newcomer.id == id) else { return };
-        if newcomer.hello.is_some() {
+        if !newcomer.is_silent() {
             // Readable again before it was adopted: `Want` sent ahead, read after adoption, or the end, found by the time-out.
             return;
         }
@@ -355,17 +378,35 @@ impl Worker {
                 tracing::debug!(reason, "a connection that is no child");
                 self.dismiss(id, Some((Refusal::Protocol, &reason)));
             }
-            Heard::Hello(hello) => {
-                newcomer.hello = Some(hello);
-                match hello.ticket.check(&self.io.secret, hello.node, hello.function, hello.image, unix_seconds()) {
-                    Ok(()) => self.admit(id),
-                    Err(error) => {
-                        tracing::warn!(node = %hello.node, %error, "a child without a valid ticket was refused");
-                        self.dismiss(id, Some((Refusal::Ticket, &error.to_string())));
-                    }
-                }
-            }
+            Heard::Stranger(node, error) => self.turn_away(id, node, error),
+            Heard::Hello => self.check_next(),
         }
+    }
+
+    /// Checks the signatures of the newcomer that waits longest for it, if this worker has time for that: see [`Allowance`].
+    fn check_next(&mut self) {
+        let now = self.io.now();
+        let Some(newcomer) = self.newcomers.iter_mut().find(|newcomer| newcomer.is_unchecked()) else { return };
+        if !self.allowance.has_some(now) {
+            return;
+        }
+        let (id, checked) = (newcomer.id, newcomer.check(&self.io.trust));
+        self.allowance.spend(self.io.now().saturating_sub(now));
+        match checked {
+            Ok(()) => self.admit(id),
+            Err((node, error)) => self.turn_away(id, node, error),
+        }
+    }
+
+    fn turn_away(&mut self, id: ConnId, node: NodeId, error: TicketError) {
+        self.strangers += 1;
+        // One line a second: a flood of strangers must not fill the log.
+        let now = self.io.now();
+        if now.saturating_sub(self.stranger_told) >= STRANGER_PAUSE || self.strangers == 1 {
+            self.stranger_told = now;
+            tracing::warn!(%node, %error, so_far = self.strangers, "a child without a valid ticket was refused");
+        }
+        self.dismiss(id, Some((Refusal::Ticket, &error.to_string())));
     }
 
     /// Gives a newcomer to its function, if that is known here.
@@ -459,6 +500,10 @@ impl Worker {
         for newcomer in self.newcomers.iter_mut().filter(|newcomer| newcomer.hello.is_some()) {
             newcomer.soothe(now, every);
         }
+        // Those for whom there was no time when they came.
+        for _ in 0..self.newcomers.iter().filter(|newcomer| newcomer.is_unchecked()).count() {
+            self.check_next();
+        }
         // Those that found another worker's mailbox full.
         let stuck = |newcomer: &&Newcomer| {
             newcomer.hello.as_ref().is_some_and(|hello| self.elsewhere.contains_key(&hello.function))
@@ -494,30 +539,9 @@ impl Worker {
     }
 }
 
-/// The driver and mover for the configured engine; `auto` takes the best that the host permits and says why not a better one.
-fn choose(engine: Engine, arena: &Arena, options: &DriverOptions) -> anyhow::Result<(Driver, Mover)> {
-    let copy = |arena| anyhow::Ok((Driver::new(DriverKind::Epoll, arena)?, Mover::Copy));
-    if engine == Engine::Copy {
-        return copy(arena);
-    }
-    let host = probe();
-    let obstacle = match &host.uring {
-        Err(reason) => Some(reason.clone()),
-        Ok(()) if !host.splice => Some("this kernel or sandbox forbids splice and tee".to_owned()),
-        Ok(()) => None,
-    };
-    match obstacle {
-        None => Ok((Driver::with_options(DriverKind::Uring, arena, options)?, Mover::Splice)),
-        Some(reason) if engine == Engine::Auto => {
-            tracing::warn!(reason, "engine auto: copy");
-            copy(arena)
-        }
-        Some(reason) => anyhow::bail!("engine splice is not possible: {reason}"),
-    }
-}
-
 fn arena(buffers: usize, huge_pages: bool) -> anyhow::Result<Arena> {
-    let payload = MAX_BLOCK_BYTES as usize;
+    // The next frame's header is read with the last of a block.
+    let payload = MAX_BLOCK_BYTES as usize + HEADER_BYTES;
     if !huge_pages {
         return Arena::new(buffers, payload).context("cannot allocate block buffers");
     }
@@ -537,8 +561,4 @@ fn arena(buffers: usize, huge_pages: bool) -> anyhow::Result<Arena> {
 fn listen(address: SocketAddr, options: &SocketOptions) -> anyhow::Result<(OwnedFd, SocketAddr)> {
     socket::listen(address, options)
         .with_context(|| format!("cannot listen on {address} for children; is the port in use, or another agent running? choose another with --listen"))
-}
-
-fn unix_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

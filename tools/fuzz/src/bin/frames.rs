@@ -7,7 +7,7 @@ use faasnet_relay::blocks::BlockSet;
 use faasnet_relay::downstream::ChildId;
 use faasnet_relay::plan::{Patience, StripePlan, Target};
 use faasnet_relay::stripe::StripeRelay;
-use faasnet_relay::wire::{self, Frame, HEADER_BYTES, Hello, Kind};
+use faasnet_relay::wire::{self, Challenge, Frame, HEADER_BYTES, Hello, Kind};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -29,7 +29,13 @@ fn take(relay: &mut StripeRelay, frame: &Frame, payload: &[u8]) {
         Kind::Hello => {
             if let Ok(hello) = Hello::parse(payload) {
                 assert_eq!(Hello::parse(&hello.encode()[HEADER_BYTES..]), Ok(hello));
+                assert!(hello.ticket.claims().to_bytes() == hello.ticket.signed_part().0);
                 relay.greet(Default::default(), child, &hello);
+            }
+        }
+        Kind::Challenge => {
+            if let Ok(challenge) = Challenge::parse(payload) {
+                assert_eq!(Challenge::parse(&challenge.encode()[HEADER_BYTES..]), Ok(challenge));
             }
         }
         Kind::Welcome | Kind::Path => {

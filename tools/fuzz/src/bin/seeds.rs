@@ -5,10 +5,11 @@ use std::{env, fs, io};
 
 use faasnet_api::Ticket;
 use faasnet_api::descriptor::DescriptorParts;
+use faasnet_api::ticket::TICKET_BYTES;
 use faasnet_api::{
     BLOCK_BYTES, BlockDigest, BlockIndex, Descriptor, Entry, FunctionId, ImageId, NodeId, Origin, Stripe,
 };
-use faasnet_relay::wire::{self, Frame, Hello, Kind, Refusal, WaitingFor};
+use faasnet_relay::wire::{self, Challenge, Frame, Hello, Kind, NONCE_BYTES, Refusal, WaitingFor};
 
 fn main() -> io::Result<()> {
     let dir = env::args().nth(1).ok_or_else(|| io::Error::other("usage: seeds DIR"))?;
@@ -44,11 +45,12 @@ fn frames() -> Vec<Vec<u8>> {
         node: NodeId([3; 16]),
         term: 1,
         epoch: 2,
-        ticket: Ticket::from_bytes([4; 40]),
+        ticket: Ticket::from_bytes([4; TICKET_BYTES]),
         address: ([127, 0, 0, 1], 7410).into(),
         stripe: Stripe(0),
         stripes: 2,
         wants_descriptor: true,
+        proof: [6; 64],
     };
     let mut session = hello.encode();
     session.extend(wire::encode_want(&[0xff; 5]));
@@ -57,5 +59,6 @@ fn frames() -> Vec<Vec<u8>> {
     let path = wire::encode_path(Kind::Welcome, &[NodeId([5; 16])]);
     let busy = wire::encode_busy([([127, 0, 0, 1], 1).into()]);
     let waiting = wire::encode_waiting(WaitingFor::Origin).to_vec();
-    vec![session, path, busy, waiting, Refusal::Cycle.encode("no"), wire::encode_descriptor(&descriptor())]
+    let challenge = Challenge { node: NodeId([5; 16]), nonce: [7; NONCE_BYTES] }.encode();
+    vec![session, challenge, path, busy, waiting, Refusal::Cycle.encode("no"), wire::encode_descriptor(&descriptor())]
 }

@@ -8,7 +8,7 @@ use faasnet_api::{Origin, Ticket};
 use faasnet_tree::Policy;
 
 use super::super::*;
-use super::world::{World, descriptor, function, layout, node, settings};
+use super::world::{World, descriptor, function, layout, node};
 
 fn is_origin(upstream: &v1::Upstream) -> bool {
     matches!(upstream.upstream, Some(Target::Origin(_)))
@@ -36,7 +36,8 @@ fn seven_nodes_get_their_plans() {
             }
             let ticket = Ticket::from_bytes(assign.ticket.clone().try_into().unwrap());
             let image = descriptor("example/app:1", layout()).id();
-            ticket.check(&settings().secret, *id, function("f"), image, world.now.unix_s).unwrap();
+            ticket.permits(*id, function("f"), image, world.now.unix_s).unwrap();
+            world.state.key_set().check(&ticket, world.now.unix_s).unwrap();
         }
         assert!(!world.progress[&request].done);
         (0..7).for_each(|n| world.beat(n, FunctionState::Complete));

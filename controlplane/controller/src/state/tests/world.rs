@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use faasnet_api::descriptor::DescriptorParts;
 use faasnet_api::v1::command::Command;
 use faasnet_api::v1::event::Event;
-use faasnet_api::{BLOCK_BYTES, BlockDigest, ClusterSecret, Descriptor, Entry, FunctionId, NodeId, Origin, v1};
+use faasnet_api::{BLOCK_BYTES, BlockDigest, Descriptor, Entry, FunctionId, NodeId, Origin, PublicKey, v1};
 use faasnet_tree::Policy;
 
 use super::super::plan::stripe_plans;
@@ -24,7 +24,14 @@ pub(super) struct Agent {
     /// The highest version heard per function.
     pub(super) versions: HashMap<FunctionId, (u64, u64)>,
     pub(super) commands: u64,
+    pub(super) key_sets: u64,
     pub(super) refused_joins: Vec<String>,
+    pub(super) leases: Vec<v1::OriginLease>,
+    pub(super) rereads: Vec<v1::Reread>,
+    /// Payload received, for reports of edges.
+    pub(super) received: u64,
+    /// What was assigned and dropped again to be kept on disk no more.
+    pub(super) discarded: u64,
     pub(super) closed: Vec<String>,
 }
 
@@ -35,21 +42,15 @@ pub(super) struct World {
     pub(super) records: BTreeMap<Key, Vec<u8>>,
     pub(super) answers: HashMap<RequestId, Result<Answer, Refusal>>,
     pub(super) progress: HashMap<RequestId, v1::ProvisionProgress>,
+    pub(super) drains: HashMap<RequestId, v1::DrainProgress>,
     sessions: HashMap<SessionId, NodeId>,
     numbers: u64,
 }
 
 pub(super) fn settings() -> Settings {
     Settings {
-        secret: ClusterSecret::new(b"0123456789abcdef"),
-        heartbeat_ms: 500,
-        idle_heartbeat_ms: 5_000,
-        suspect_after_missed: 2,
-        reattach_ms: 10_000,
-        restart_grace_ms: 2_000,
-        functions_per_node: 20,
         forget_dead_ms: 3_600_000,
-        progress_ms: 200,
+        ..Settings::new([1; 32])
     }
 }
 
@@ -57,6 +58,12 @@ pub(super) fn node(n: u32) -> NodeId {
     let mut id = [0; 16];
     id[..4].copy_from_slice(&n.to_be_bytes());
     NodeId(id)
+}
+
+pub(super) fn node_key(n: u32) -> PublicKey {
+    let mut key = [0; 32];
+    key[..16].copy_from_slice(&node(n).0);
+    PublicKey(key)
 }
 
 pub(super) fn function(name: &str) -> FunctionId {
@@ -86,12 +93,13 @@ impl World {
         let now = Now { ms: 1_000, unix_s: 1_700_000_000 };
         let state = State::restore(settings(), now, Vec::new()).unwrap();
         Self {
-            records: BTreeMap::from([(Key::Term, state.record(Key::Term).unwrap())]),
+            records: [Key::Term, Key::TicketKeys].map(|key| (key, state.record(key).unwrap())).into(),
             state,
             now,
             agents: BTreeMap::new(),
             answers: HashMap::new(),
             progress: HashMap::new(),
+            drains: HashMap::new(),
             sessions: HashMap::new(),
             numbers: 0,
         }
@@ -139,6 +147,7 @@ impl World {
             }
             Output::Answer { request, answer } => drop(self.answers.insert(request, answer)),
             Output::Progress { request, progress } => drop(self.progress.insert(request, progress)),
+            Output::Drained { request, progress } => drop(self.drains.insert(request, progress)),
             Output::Note(_) => {}
         }
         None
@@ -152,6 +161,9 @@ impl World {
         agent.commands += 1;
         let (id, version) = match &command {
             Command::Accepted(_) => return,
+            Command::TicketKeys(_) => return agent.key_sets += 1,
+            Command::OriginLease(lease) => return agent.leases.push(lease.clone()),
+            Command::Reread(reread) => return agent.rereads.push(reread.clone()),
             Command::JoinRefused(refused) => return agent.refused_joins.push(refused.reason.clone()),
             Command::Assign(assign) => (&assign.function_id, (assign.term, assign.epoch)),
             Command::Drop(drop) => (&drop.function_id, (drop.term, drop.epoch)),
@@ -161,7 +173,11 @@ impl World {
         assert!(before.is_none_or(|before| before <= version), "a stale command: {version:?} after {before:?}");
         match command {
             Command::Assign(assign) => drop(agent.assigned.insert(id, assign)),
-            _ => drop(agent.assigned.remove(&id)),
+            Command::Drop(drop) => {
+                agent.discarded += u64::from(drop.discard);
+                agent.assigned.remove(&id);
+            }
+            _ => {}
         }
     }
 
@@ -183,6 +199,7 @@ impl World {
             version: "test".into(),
             memory_mib: 1_024,
             held,
+            public_key: node_key(n).to_vec(),
         };
         self.sessions.insert(session, node(n));
         self.apply(Input::Attached { session, attached: Box::new(attached) });
@@ -256,13 +273,19 @@ impl World {
         policy: Policy,
         origin: Origin,
     ) -> Result<v1::FunctionInfo, Refusal> {
-        let new = NewFunction {
-            tenant: "default".into(),
-            name: name.into(),
-            policy,
-            memory_mib: 128,
-            descriptor: descriptor("example/app:1", origin),
-        };
+        self.create_for("default", name, policy, origin, 16)
+    }
+
+    pub(super) fn create_for(
+        &mut self,
+        tenant: &str,
+        name: &str,
+        policy: Policy,
+        origin: Origin,
+        memory_mib: u32,
+    ) -> Result<v1::FunctionInfo, Refusal> {
+        let descriptor = descriptor("example/app:1", origin);
+        let new = NewFunction { tenant: tenant.into(), name: name.into(), policy, memory_mib, descriptor };
         match self.ask(Ask::Create(Box::new(new)))? {
             Answer::Created(info) => Ok(info),
             other => panic!("{other:?}"),
@@ -285,9 +308,68 @@ impl World {
         }
     }
 
+    /// A call that is answered by progress.
+    pub(super) fn begin(&mut self, ask: Ask) -> Result<RequestId, Refusal> {
+        let request = RequestId(self.number());
+        self.apply(Input::Asked { request, ask });
+        match self.answers.remove(&request) {
+            Some(Err(refusal)) => Err(refusal),
+            None => Ok(request),
+            Some(Ok(answer)) => panic!("{answer:?}"),
+        }
+    }
+
+    pub(super) fn scale(&mut self, name: &str, count: u32) -> Result<RequestId, Refusal> {
+        let (tenant, function) = (String::new(), name.into());
+        self.begin(Ask::Scale(v1::ScaleRequest { tenant, function, count }))
+    }
+
+    pub(super) fn drain(&mut self, n: u32, undo: bool) -> Result<RequestId, Refusal> {
+        self.begin(Ask::Drain(v1::DrainRequest { node: node(n).to_string(), undo }))
+    }
+
+    /// A heartbeat of a node that received so many bytes since the last one from each of its parents, and has so many blocks ready for
+    /// each of its children.
+    pub(super) fn flow(&mut self, n: u32, bytes: u64, ready: impl Fn(NodeId) -> u32) {
+        let agent = self.agents.get_mut(&node(n)).unwrap();
+        agent.received += bytes;
+        let received = agent.received;
+        let report = |assign: &v1::Assign| {
+            let (mut upstreams, mut downstreams) = (Vec::new(), Vec::new());
+            for (stripe, plan) in (0u32..).zip(&assign.stripes) {
+                if let Some(v1::upstream::Upstream::Node(from)) = plan.upstream.as_ref().and_then(|up| up.upstream.clone()) {
+                    upstreams.push(v1::UpstreamUse { stripe, node_id: from.node_id, bytes: received, ..Default::default() });
+                }
+                for child in &plan.children {
+                    let blocks_ready = ready(NodeId::try_from(&child[..]).unwrap());
+                    downstreams.push(v1::DownstreamUse { stripe, node_id: child.clone(), blocks_ready });
+                }
+            }
+            v1::FunctionProgress {
+                function_id: assign.function_id.clone(),
+                image_id: assign.image_id.clone(),
+                term: assign.term,
+                epoch: assign.epoch,
+                state: v1::FunctionState::Fetching.into(),
+                upstreams,
+                downstreams,
+                ..Default::default()
+            }
+        };
+        let functions = agent.assigned.values().map(report).collect();
+        self.hear(n, Event::Heartbeat(v1::Heartbeat { functions }));
+    }
+
+    pub(super) fn blame(&mut self, reporter: u32, parent: u32) {
+        let function_id = function("f").to_vec();
+        let upstream = node(parent).to_vec();
+        let failed = v1::EdgeFailed { function_id, upstream, wrong_bytes: true, block: 3, ..Default::default() };
+        self.hear(reporter, Event::EdgeFailed(failed));
+    }
+
     pub(super) fn release(&mut self, name: &str, nodes: &[u32]) -> Result<u32, Refusal> {
         let nodes = nodes.iter().map(|n| format!("n{n}")).collect();
-        match self.ask(Ask::Release(v1::ReleaseRequest { tenant: String::new(), function: name.into(), nodes }))? {
+        match self.ask(Ask::Release(v1::ReleaseRequest { tenant: String::new(), function: name.into(), nodes, discard: false }))? {
             Answer::Released(released) => Ok(released),
             other => panic!("{other:?}"),
         }
@@ -298,13 +380,13 @@ impl World {
     }
 
     pub(super) fn members(&self, name: &str) -> Vec<NodeId> {
-        let mut members = self.state.functions[&function(name)].trees.members().to_vec();
+        let mut members: Vec<NodeId> = self.state.functions[&function(name)].placed().collect();
         members.sort_unstable();
         members
     }
 
     pub(super) fn live_state(&self, n: u32) -> String {
-        self.state.nodes[&node(n)].info(self.now.ms).state
+        self.state.nodes[&node(n)].info(self.now).state
     }
 
     pub(super) fn restart_controller(&mut self) {
@@ -321,12 +403,15 @@ impl World {
         for function in self.state.functions.values() {
             function.trees.check_invariants().unwrap();
             let dead = |node: &NodeId| self.state.nodes.get(node).is_none_or(|node| node.is_dead());
-            let planned =
-                |(node, member): (&NodeId, &function::Member)| (!dead(node) && !member.failed).then_some(*node);
+            let trusted = |node: &NodeId| self.state.nodes.get(node).is_none_or(|node| node.is_trusted());
+            let planned = |(node, member): (&NodeId, &function::Member)| {
+                (!dead(node) && trusted(node) && !member.failed && member.leaving.is_none()).then_some(*node)
+            };
             let planned: Vec<NodeId> = function.wanted.iter().filter_map(planned).collect();
-            let mut members = function.trees.members().to_vec();
+            let mut members: Vec<NodeId> = function.placed().collect();
             members.sort_unstable();
             assert_eq!(members, planned, "the trees and the intent differ");
+            Self::check_riders(function);
             members.iter().for_each(|node| self.check_assign(function, *node));
         }
         for (id, node) in &self.state.nodes {
@@ -335,8 +420,37 @@ impl World {
                 wanting.map(|function| function.id).eq(node.functions.iter().copied()),
                 "the index of {id} is wrong"
             );
+            self.check_accounts(node);
         }
         self.check_records();
+    }
+
+    /// A node is one tenant's or nobody's, and its memory is counted.
+    fn check_accounts(&self, node: &node::Node) {
+        let held: Vec<_> = node.functions.iter().map(|id| &self.state.functions[id]).collect();
+        let memory: u64 = held.iter().map(|function| u64::from(function.memory_mib)).sum();
+        assert_eq!(node.memory_used_mib, memory, "the memory of {} is counted wrong", node.id);
+        assert_eq!(node.tenant.is_none(), held.is_empty(), "{} is in the wrong pool", node.id);
+        assert!(held.iter().all(|function| Some(&function.tenant) == node.tenant.as_ref()), "{} has two tenants", node.id);
+        assert!(held.len() <= self.state.settings.functions_per_node as usize);
+        if node.draining {
+            assert!(held.iter().all(|function| !function.stays(&node.id)), "{} is drained and keeps functions", node.id);
+        }
+        for function in &held {
+            let leaving = !function.stays(&node.id);
+            assert_eq!(self.state.leaving.contains(&(function.id, node.id)), leaving, "the list of those who leave is wrong");
+        }
+        let alone = |other: &node::Node| other.id == node.id || other.name != node.name || other.is_dead();
+        assert!(node.is_dead() || self.state.nodes.values().all(alone), "two nodes are named {}", node.name);
+    }
+
+    /// Those who only receive do so from somebody in the trees.
+    fn check_riders(function: &function::Function) {
+        assert!(function.riders.is_empty() || !function.trees.is_empty(), "nobody leads");
+        for (rider, hosts) in &function.riders {
+            assert_eq!(hosts.len(), usize::from(function.trees.stripes()), "{rider} has no parent in some stripe");
+            assert!(hosts.iter().all(|host| function.trees.contains(host)), "{rider} hangs on nobody");
+        }
     }
 
     /// An agent knows exactly its present plan.
@@ -360,7 +474,9 @@ impl World {
             }
         }
         for id in self.state.nodes.keys() {
-            assert_eq!(self.records.get(&Key::Node(*id)).cloned(), self.state.record(Key::Node(*id)));
+            for key in [Key::Node(*id), Key::NodeKey(*id), Key::TicketKeys] {
+                assert_eq!(self.records.get(&key).cloned(), self.state.record(key), "{key:?} is not stored");
+            }
         }
         for key in self.records.keys() {
             assert!(self.state.record(*key).is_some(), "{key:?} was not deleted");

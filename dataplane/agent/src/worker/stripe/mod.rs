@@ -12,13 +12,14 @@ use faasnet_relay::plan::StripePlan;
 use faasnet_relay::stripe::{Greeting, StripeRelay};
 use faasnet_relay::upstream::UpstreamAction;
 use faasnet_relay::wire::{self, Frame, Hello, Kind, WaitingFor};
-use faasnet_ring::{HEADROOM_BYTES, LeaseMut};
+use faasnet_ring::{HEADROOM_BYTES, LeaseMut, Outcome};
 
 use super::child::Child;
 use super::function::Shared;
 use super::io::{ConnId, Direction, DiskOp, FRAME_START, Io, Purpose, Route};
 use super::link::Link;
 use super::mailbox::WorkerEvent;
+use super::mover::Change;
 use super::newcomer::Newcomer;
 
 mod receive;
@@ -31,6 +32,8 @@ pub(super) struct Stripe {
     links: Vec<Link>,
     children: Vec<Child>,
     pace: Pace,
+    /// What the present link changed to, if it did.
+    mover: Option<Change>,
 }
 
 /// Why a link ends.
@@ -51,7 +54,7 @@ impl LinkEnd {
 impl Stripe {
     pub(super) fn new(id: StripeId, stripes: u8, plan: StripePlan, io: &Io) -> Self {
         let core = StripeRelay::new(io.me, id, stripes, plan, io.patience);
-        Self { id, core, links: Vec::new(), children: Vec::new(), pace: Pace::default() }
+        Self { id, core, links: Vec::new(), children: Vec::new(), pace: Pace::default(), mover: None }
     }
 
     pub(super) fn set_plan(&mut self, plan: StripePlan, shared: &mut Shared, io: &mut Io) {
@@ -74,6 +77,11 @@ impl Stripe {
             self.serve(index, shared, io);
         }
         self.settle(shared, io);
+    }
+
+    /// The mover of the present link, where it is not the one that links start with.
+    pub(super) fn mover(&self) -> Option<&Change> {
+        self.mover.as_ref()
     }
 
     pub(super) fn level(&self) -> u32 {
@@ -117,7 +125,7 @@ impl Stripe {
         let ended = match direction {
             Direction::Read => self.pump(id, true, shared, io),
             Direction::Write if self.links[index].connected => self.links[index].flush(io).map_err(LinkEnd::new),
-            Direction::Write => self.connected(index, shared, io),
+            Direction::Write => self.connected(index, io),
         };
         if let Err(end) = ended {
             self.end_link(id, end, io);
@@ -136,6 +144,32 @@ impl Stripe {
             self.serve(index, shared, io);
         }
         // The stream may have been held for this child.
+        self.resume_starved(shared, io);
+    }
+
+    /// The driver has received for a link.
+    pub(super) fn received(&mut self, id: ConnId, buffer: LeaseMut, outcome: Outcome, shared: &mut Shared, io: &mut Io) {
+        let Some(link) = self.links.iter_mut().find(|link| link.id == id) else { return };
+        let ended = match link.inbox.received(buffer, outcome) {
+            Ok(()) => self.pump(id, false, shared, io),
+            Err(reason) => Err(LinkEnd::new(reason)),
+        };
+        if let Err(end) = ended {
+            self.end_link(id, end, io);
+        }
+        self.settle(shared, io);
+    }
+
+    /// The driver has sent to a child.
+    pub(super) fn sent(&mut self, id: ConnId, outcome: Outcome, shared: &mut Shared, io: &mut Io) {
+        let Some(index) = self.children.iter().position(|child| child.id == id) else { return };
+        if let Err(reason) = self.children[index].sent(outcome, io) {
+            tracing::debug!(child = %self.children[index].node, stripe = self.id.0, reason, "child lost");
+            self.remove_child(index, io);
+        } else {
+            self.serve(index, shared, io);
+        }
+        // The stream may have been held for this child, or for its buffer.
         self.resume_starved(shared, io);
     }
 
@@ -235,7 +269,10 @@ impl Stripe {
             UpstreamAction::Connect(link, target) => {
                 let id = io.route(Route::Link(shared.function, self.id));
                 match Link::open(id, link, target, io) {
-                    Ok(link) => self.links.push(link),
+                    Ok(link) => {
+                        self.mover = None;
+                        self.links.push(link);
+                    }
                     Err(error) => {
                         io.routes.remove(&id);
                         self.core.upstreams.closed(link, io.now(), &error.to_string(), false);
@@ -276,8 +313,7 @@ impl Stripe {
         }
     }
 
-    fn connected(&mut self, index: usize, shared: &mut Shared, io: &mut Io) -> Result<(), LinkEnd> {
-        let wants_descriptor = !self.core.has_image();
+    fn connected(&mut self, index: usize, io: &mut Io) -> Result<(), LinkEnd> {
         let link = &mut self.links[index];
         faasnet_ring::socket::connect_result(link.fd())
             .map_err(|error| LinkEnd::new(format!("cannot connect: {error}")))?;
@@ -286,7 +322,6 @@ impl Stripe {
             .map_err(|error| LinkEnd::new(format!("cannot set up the connection: {error}")))?;
         link.connected = true;
         self.core.upstreams.connected(link.link, io.now());
-        link.send(shared.hello(self.id, wants_descriptor, io).encode(), io).map_err(LinkEnd::new)?;
         io.arm(link.id, link.fd(), Direction::Read);
         Ok(())
     }

@@ -12,12 +12,13 @@ use faasnet_ring::HEADROOM_BYTES;
 use faasnet_store::StoredImage;
 
 use super::super::child::Child;
-use super::super::forward::{discard, forward};
+use super::super::forward::{Forwarded, discard, forward};
 use super::super::function::Shared;
 use super::super::inbox::{Arrival, Judge, Step};
 use super::super::io::{ConnId, Direction, DiskOp, Io, Purpose};
 use super::super::link::Link;
 use super::super::mailbox::WorkerEvent;
+use super::super::mover::Intake;
 use super::{LinkEnd, Stripe, TURN};
 
 /// The largest block frame.
@@ -48,8 +49,11 @@ impl Stripe {
         let mut blocked = false;
         for _ in 0..TURN {
             let Some(index) = self.links.iter().position(|link| link.id == id) else { return Ok(()) };
+            if self.links[index].inbox.is_receiving() {
+                return Ok(());
+            }
             let now = io.now();
-            if self.must_hold(now, io) || self.runs_ahead(now, shared) {
+            if self.must_hold(index, now, io) || self.runs_ahead(now, shared) {
                 self.links[index].starved = true;
                 return Ok(());
             }
@@ -63,6 +67,11 @@ impl Stripe {
                 }
                 Step::NoLease => {
                     *starved = true;
+                    return Ok(());
+                }
+                Step::Receive(lease, range) => {
+                    let token = io.token(id, Direction::Read);
+                    io.driver.receive(fd.as_fd(), lease, range, token);
                     return Ok(());
                 }
                 Step::Control(frame, payload) => self.control(index, &frame, payload, shared, io)?,
@@ -86,10 +95,11 @@ impl Stripe {
     }
 
     /// Whether an attached child is to be given a moment to make room for the next block.
-    fn must_hold(&mut self, now: Now, io: &Io) -> bool {
+    fn must_hold(&mut self, link: usize, now: Now, io: &Io) -> bool {
+        let in_socket = self.links[link].inbox.intake() == Intake::Whole;
         // All of them are asked: each counts its own waiting.
-        self.children.iter_mut().filter_map(|child| child.holds_stream(io, MAX_FRAME_BYTES, now).then_some(())).count()
-            > 0
+        let holds = |child: &mut Child| child.holds_stream(io, in_socket, MAX_FRAME_BYTES, now);
+        self.children.iter_mut().map(holds).fold(false, |any, holds| any | holds)
     }
 
     /// Whether this node is so far ahead of all its children that its parent's uplink is better spent on others.
@@ -105,8 +115,7 @@ impl Stripe {
             .filter(|child| core.downstream.owed_count(child.child_id()) > 0)
             .map(|child| core.backlog(child.child_id()))
             .min();
-        let block_bytes = u64::from(stored.geometry().block_bytes());
-        backlog.is_some_and(|blocks| self.pace.should_wait(u64::from(blocks) * block_bytes))
+        backlog.is_some_and(|blocks| self.pace.should_wait(u64::from(blocks) * u64::from(stored.geometry().block_bytes())))
     }
 
     fn control(
@@ -117,12 +126,22 @@ impl Stripe {
         shared: &mut Shared,
         io: &mut Io,
     ) -> Result<(), LinkEnd> {
+        let wants_descriptor = !self.core.has_image();
         let (link, now) = (&mut self.links[index], io.now());
         let upstreams = &mut self.core.upstreams;
         let malformed = |error: wire::WireError| LinkEnd::new(error.to_string());
         upstreams.heard(link.link, now);
         match frame.kind {
-            Kind::Welcome => {
+            Kind::Challenge if !link.greeted => {
+                let challenge = wire::Challenge::parse(&payload).map_err(malformed)?;
+                if !link.leads_to(challenge.node, io) {
+                    return Err(LinkEnd::new(format!("node {} answers at this address", challenge.node.short())));
+                }
+                link.greeted = true;
+                let hello = shared.hello(self.id, wants_descriptor, &challenge, io);
+                link.send(hello.encode(), io).map_err(LinkEnd::new)?;
+            }
+            Kind::Welcome if link.greeted => {
                 let path = wire::parse_path(frame.kind, &payload).map_err(malformed)?;
                 if path.is_empty() != (link.target == Target::Origin) {
                     return Err(LinkEnd::new("a welcome with an impossible path"));
@@ -178,19 +197,41 @@ impl Stripe {
         }
         let live = self.take_live(block, total, in_socket, io);
         let lease = lease.freeze();
-        let copied = if in_socket {
-            let transit = io.transit.as_ref();
-            forward(self.links[index].fd(), transit, &lease, total, &mut self.children, &live).map_err(LinkEnd::new)
+        let forwarded = if in_socket {
+            let transit = io.transit(self.links[index].mover.is_gauge_due());
+            forward(self.links[index].fd(), &transit, &lease, total, &mut self.children, &live)
         } else {
-            Ok(live.iter().map(|&child| self.children[child].append_rest(&lease, 0, total)).sum())
+            let copied = live.iter().map(|&child| self.children[child].append_rest(&lease, 0, total)).sum();
+            Ok(Forwarded { copied, fragment_bytes: None })
         };
+        let forwarded = forwarded.map_err(LinkEnd::new);
         shared.counters.bytes_live += (live.len() * len) as u64;
-        shared.counters.bytes_copied += *copied.as_ref().unwrap_or(&0) as u64;
+        if let Ok(Forwarded { copied, fragment_bytes }) = forwarded {
+            shared.counters.bytes_copied += copied as u64;
+            self.adapt(index, fragment_bytes);
+        }
         self.keep(block, stored, lease, len, shared, io);
         for index in live.into_iter().rev() {
             self.serve(index, shared, io);
         }
-        copied.map(|_| ())
+        forwarded.map(|_| ())
+    }
+
+    /// Lets a link go by the fragments in which its bytes come.
+    fn adapt(&mut self, index: usize, fragment_bytes: Option<usize>) {
+        let link = &mut self.links[index];
+        match fragment_bytes.map(|bytes| link.mover.measured(bytes)) {
+            None => link.mover.passed(),
+            Some(None) => {}
+            Some(Some(change)) => {
+                tracing::info!(stripe = self.id.0, upstream = ?link.target, mover = change.mover.name(), reason = change.reason, "mover changed");
+                link.inbox.set_intake(change.mover.intake());
+                self.mover = Some(change);
+            }
+        }
+        if link.mover.is_gauge_due() && self.children.iter().any(Child::can_be_piped_to) {
+            link.inbox.leave_next_in_socket();
+        }
     }
 
     /// Indexes of the children that get `block` now.

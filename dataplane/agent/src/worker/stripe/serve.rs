@@ -5,7 +5,7 @@ use faasnet_relay::wire::{self, Kind};
 use super::super::child::{Child, append_stored};
 use super::super::function::Shared;
 use super::super::inbox::Read;
-use super::super::io::{Direction, DiskOp, FRAME_START, Io, Mover, Purpose};
+use super::super::io::{Direction, DiskOp, FRAME_START, Io, Purpose};
 use super::{Stripe, TURN};
 
 impl Stripe {
@@ -44,7 +44,7 @@ impl Stripe {
         child.attached |= self.core.backlog(id) <= ATTACH_BACKLOG;
         let Some(block) = self.core.next_from_store(id) else { return self.append_being_written(index, shared, io) };
         let Some(frame) = self.core.frame_of(block) else { return false };
-        if io.mover == Mover::Splice && append_stored(child, stored, block, frame.header()) {
+        if io.movers.may_splice() && append_stored(child, stored, block, frame.header()) {
             shared.counters.bytes_from_store += u64::from(frame.len);
             return true;
         }
@@ -95,7 +95,7 @@ impl Stripe {
             child.wanted = self.core.wanted(child.child_id(), &child.want);
             if child.wanted {
                 child.want = Vec::new();
-                if io.mover == Mover::Splice {
+                if io.movers.may_splice() {
                     child.outbox.prepare_pipe(io.pipe_bytes);
                 }
             }

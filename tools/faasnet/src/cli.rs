@@ -91,6 +91,10 @@ pub enum Command {
     Provision(ProvisionArgs),
     /// Take a function from nodes
     Release(ReleaseArgs),
+    /// Bring a function to a number of nodes, up or down, and wait until it is there
+    Scale(ScaleArgs),
+    /// Empty a node before maintenance, and wait until it holds and feeds nothing
+    Drain(DrainArgs),
     /// Draw a function's trees
     Tree(TreeArgs),
     /// List the nodes
@@ -251,9 +255,48 @@ pub struct ReleaseArgs {
     /// Only these nodes: names or ids [default: all]
     #[arg(long, value_name = "NODE,…", value_delimiter = ',')]
     pub nodes: Vec<String>,
+    /// Also free the nodes' disks: the image is not kept for reuse, unless another function there has it
+    #[arg(long)]
+    pub drop: bool,
     /// Whose it is.
     #[command(flatten)]
     pub tenant: Tenant,
+}
+
+/// `faasnet scale`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+On the way down, nodes that feed nobody go first; one that feeds others goes when they have another parent.
+
+Examples:
+  faasnet scale resize 100
+  faasnet scale resize 0")]
+pub struct ScaleArgs {
+    /// The function's name
+    pub function: String,
+    /// How many nodes shall hold it
+    #[arg(value_name = "N")]
+    pub count: u32,
+    /// Whose it is.
+    #[command(flatten)]
+    pub tenant: Tenant,
+}
+
+/// `faasnet drain`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The node gets no new function. Functions that were asked for by number come to other nodes first; nodes that receive from this one
+get other parents, and only when these deliver does it let go.
+
+Examples:
+  faasnet drain host7
+  faasnet drain host7 --undo     it takes functions again; a quarantine ends too")]
+pub struct DrainArgs {
+    /// The node: name or id
+    pub node: String,
+    /// Let the node take functions again
+    #[arg(long)]
+    pub undo: bool,
 }
 
 /// `faasnet tree`

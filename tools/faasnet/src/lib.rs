@@ -13,6 +13,7 @@ pub mod cluster;
 pub mod daemon;
 pub mod daemon_args;
 pub mod demo;
+pub mod drain;
 pub mod functions;
 pub mod image_commands;
 pub mod lab_commands;

@@ -37,9 +37,22 @@ pub async fn list(global: &Global) -> Result<()> {
     }
     let rows = hosts.into_iter().map(|host| {
         let seen = format!("{} ago", output::seconds(host.last_seen_ms as f64 / 1e3));
-        vec![host.name, host.state, host.data_address, host.functions.to_string(), seen, host.version]
+        let state = host_state(&host);
+        let pool = if host.tenant.is_empty() { "free".into() } else { host.tenant };
+        vec![host.name, state, host.data_address, pool, host.functions.to_string(), seen, host.version]
     });
-    output::line(output::table(&["node", "state", "data address", ">functions", ">last seen", "version"], rows))
+    let columns = ["node", "state", "data address", "tenant", ">functions", ">last seen", "version"];
+    output::line(output::table(&columns, rows))
+}
+
+/// A node's state and what is special about it.
+fn host_state(host: &HostView) -> String {
+    let draining = host.draining.then(|| "draining".to_owned());
+    let quarantine =
+        (!host.quarantine.is_empty()).then(|| format!("quarantine: {}", output::one_line(&host.quarantine)));
+    let pace = (!host.pace.is_empty()).then(|| host.pace.clone());
+    let words = [draining, quarantine, pace].into_iter().flatten();
+    std::iter::once(host.state.clone()).chain(words).collect::<Vec<_>>().join(", ")
 }
 
 /// The nodes that the controller knows, sorted by name.

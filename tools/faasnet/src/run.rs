@@ -10,7 +10,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::cli::{Cli, Command, ImageCommand};
 use crate::{
-    bench_commands, daemon, demo, functions, image_commands, lab_commands, nodes, output, provision, pull,
+    bench_commands, daemon, drain, demo, functions, image_commands, lab_commands, nodes, output, provision, pull,
     sim_commands, tune,
 };
 
@@ -58,6 +58,8 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Function(command) => functions::run(global, command).await?,
         Command::Provision(args) => provision::run(global, args).await?,
         Command::Release(args) => provision::release(global, args).await?,
+        Command::Scale(args) => provision::scale(global, args).await?,
+        Command::Drain(args) => drain::run(global, args).await?,
         Command::Tree(args) => nodes::tree(global, args).await?,
         Command::Nodes => nodes::list(global).await?,
         Command::Pull(args) => pull::run(global, args).await?,

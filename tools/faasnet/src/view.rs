@@ -108,6 +108,18 @@ pub struct HostView {
     pub version: String,
     /// Since the last sign of life.
     pub last_seen_ms: u64,
+    /// It gets no new function.
+    pub draining: bool,
+    /// Why nobody receives from it; empty: it is trusted.
+    pub quarantine: String,
+    /// `slow` or `receives only` for a straggler; else empty.
+    pub pace: String,
+    /// Whose functions it holds; empty: it is free.
+    pub tenant: String,
+    /// 0: unknown.
+    pub memory_mib: u64,
+    /// What its functions need.
+    pub memory_used_mib: u64,
 }
 
 /// One tree as edges from parents to children.
@@ -217,6 +229,12 @@ impl From<&v1::NodeInfo> for HostView {
             incarnation: info.incarnation,
             version: info.version.clone(),
             last_seen_ms: info.last_seen_ms,
+            draining: info.draining,
+            quarantine: info.quarantine.clone(),
+            pace: info.pace.clone(),
+            tenant: info.tenant.clone(),
+            memory_mib: info.memory_mib,
+            memory_used_mib: info.memory_used_mib,
         }
     }
 }

@@ -336,7 +336,9 @@ impl Inbox {
             }
         }
         self.read_this = false;
-        let State::Fill { frame, block, lease, filled } = std::mem::replace(&mut self.state, HEADER) else { return None };
+        let State::Fill { frame, block, lease, filled } = std::mem::replace(&mut self.state, HEADER) else {
+            return None;
+        };
         let lease = lease?;
         let mut bytes = [0; HEADER_BYTES];
         bytes[..filled - total].copy_from_slice(&lease[FRAME_START + total..FRAME_START + filled]);

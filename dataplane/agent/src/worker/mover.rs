@@ -140,9 +140,7 @@ fn movers(engine: Engine, host: &Probe) -> anyhow::Result<Movers> {
                     let reason = format!("auto: no link has shown small fragments{without}");
                     Movers { first: Mover::Splice, small: Some(small), reason }
                 }
-                Some(reason) => {
-                    Movers { first: small, small: None, reason: format!("auto: {reason}{without}") }
-                }
+                Some(reason) => Movers { first: small, small: None, reason: format!("auto: {reason}{without}") },
             })
         }
     }
@@ -225,7 +223,14 @@ mod tests {
 
     /// Blocks that pass before the next measurement.
     fn until_gauge(link: &mut LinkMover) -> u32 {
-        (0..).find(|_| link.is_gauge_due() || { link.passed(); false }).unwrap()
+        (0..)
+            .find(|_| {
+                link.is_gauge_due() || {
+                    link.passed();
+                    false
+                }
+            })
+            .unwrap()
     }
 
     /// Catches a link that changes its mover for one odd measurement, flaps between two, or is measured too often to be cheap.

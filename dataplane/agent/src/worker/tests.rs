@@ -22,6 +22,8 @@ use super::*;
 use crate::link::WorkerLink;
 use crate::test_support::{claims, controller_key, node_key, ticket_for, trust};
 
+mod differential;
+
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// An image of pseudo-random bytes with entries of these lengths.
@@ -33,6 +35,10 @@ struct Image {
 
 impl Image {
     fn new(lengths: &[usize]) -> Self {
+        Self::with_blocks(lengths, BLOCK_BYTES)
+    }
+
+    fn with_blocks(lengths: &[usize], block_bytes: u32) -> Self {
         let mut state = 0x9e37_79b9_7f4a_7c15u64;
         let mut next = move || {
             state ^= state << 13;
@@ -47,9 +53,9 @@ impl Image {
             media_type: "application/octet-stream".into(),
             len: payload.len() as u64,
         });
-        let blocks = payloads.iter().flat_map(|payload| payload.chunks(BLOCK_BYTES as usize));
+        let blocks = payloads.iter().flat_map(|payload| payload.chunks(block_bytes as usize));
         let descriptor = Descriptor::new(DescriptorParts {
-            block_bytes: BLOCK_BYTES,
+            block_bytes,
             reference: "test".into(),
             origin: Origin::Layout { path: "/nowhere".into() },
             manifest_media_type: "application/vnd.oci.image.manifest.v1+json".into(),

@@ -148,7 +148,14 @@ impl Stripe {
     }
 
     /// The driver has received for a link.
-    pub(super) fn received(&mut self, id: ConnId, buffer: LeaseMut, outcome: Outcome, shared: &mut Shared, io: &mut Io) {
+    pub(super) fn received(
+        &mut self,
+        id: ConnId,
+        buffer: LeaseMut,
+        outcome: Outcome,
+        shared: &mut Shared,
+        io: &mut Io,
+    ) {
         let Some(link) = self.links.iter_mut().find(|link| link.id == id) else { return };
         let ended = match link.inbox.received(buffer, outcome) {
             Ok(()) => self.pump(id, false, shared, io),

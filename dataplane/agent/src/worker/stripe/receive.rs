@@ -115,7 +115,8 @@ impl Stripe {
             .filter(|child| core.downstream.owed_count(child.child_id()) > 0)
             .map(|child| core.backlog(child.child_id()))
             .min();
-        backlog.is_some_and(|blocks| self.pace.should_wait(u64::from(blocks) * u64::from(stored.geometry().block_bytes())))
+        backlog
+            .is_some_and(|blocks| self.pace.should_wait(u64::from(blocks) * u64::from(stored.geometry().block_bytes())))
     }
 
     fn control(

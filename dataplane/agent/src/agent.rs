@@ -85,12 +85,9 @@ impl<W: WorkerLink> Parts<W> {
         .await?;
         let session = Session::new(&config.controller, &secret, inputs.clone())?;
         let needs = WorkerNeeds { node: store.node_id(), trust, advertise, feed: feed.address()? };
-        let (worker, listening) = start_worker(needs).await.with_context(|| {
-            format!(
-                "listen: the data worker did not start on {}; if the port is in use, give this agent another one",
-                config.listen
-            )
-        })?;
+        let (worker, listening) = start_worker(needs)
+            .await
+            .with_context(|| format!("the data path did not start; it would listen on {}", config.listen))?;
         let port = if advertise.port() == 0 { listening.port() } else { advertise.port() };
         let identity = Identity {
             node: store.node_id(),

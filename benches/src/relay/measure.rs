@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use faasnet_agent::WriteMode;
 use faasnet_ring::{Outcome, Pipe, socket};
 
 use super::environment::{self, Cores};
 use super::gate::{Gate, PATIENCE};
+use super::knobs::Knobs;
 use super::network::{Network, Place};
 use super::nginx::Nginx;
 use super::origin::{Origin, Protocol};
@@ -26,7 +26,7 @@ pub(crate) struct Lab {
     pub(crate) cores: Cores,
     pub(crate) folder: PathBuf,
     pub(crate) stream: Stream,
-    pub(crate) store_write: WriteMode,
+    pub(crate) knobs: Knobs,
 }
 
 /// What one run came to.
@@ -107,7 +107,7 @@ impl Relay {
             origin: origin.address,
             children: children.len(),
             folder: lab.folder.clone(),
-            store_write: lab.store_write,
+            knobs: lab.knobs.clone(),
         };
         Ok(Self::Process(RelayProcess::start(&lab.network, &job)?))
     }

@@ -1,24 +1,23 @@
-//! Where origin, relay and children are: four network namespaces joined by veth pairs when we are root, else loopback.
+//! Where origin, relay and children are: four hosts joined by links of their own when we are root, else loopback.
 //!
-//! Without a bridge and without shaping, unlike a lab: what is measured is the relay, not the wire. Names are a lab's, so that
+//! Without a bridge and without shaping, unlike a lab: what is measured is the relay, not the wire. The lab's library makes them, so that
 //! `faasnet lab down` finds what a crash left. Owned by the bench; dropping it removes everything.
 
-use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr};
-use std::process::{Command, Stdio};
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, bail, ensure};
-use faasnet_lab::state::State;
-use faasnet_lab::{LabId, enter, leftovers};
+use faasnet_lab::enter;
+use faasnet_lab::links::{End, LinkOptions, Links};
+
+use super::knobs::Knobs;
 
 /// See the module's documentation.
 #[derive(Debug)]
 pub(crate) struct Network {
     /// `None`: loopback.
-    id: Option<LabId>,
-    pub(crate) mtu: u32,
-    pub(crate) offload: bool,
+    links: Option<Links>,
+    knobs: Knobs,
 }
 
 /// Who is somewhere.
@@ -30,13 +29,14 @@ pub(crate) enum Place {
     Right,
 }
 
+const PLACES: [Place; 4] = [Place::Origin, Place::Relay, Place::Left, Place::Right];
 const OTHERS: [Place; 3] = [Place::Origin, Place::Left, Place::Right];
 const ETHERNET_MTU: u32 = 1500;
-const LOOPBACK_MTU: u32 = 65_536;
+/// The interface towards the relay; the relay's are called after their other end.
+const UPLINK: &str = "relay";
 /// Congestion controls that need no pacing qdisc; a namespace may only choose what the host allows.
 const CONGESTION: [&str; 2] = ["cubic", "reno"];
-/// What else a fresh namespace is told: nothing is remembered from run to run.
-const SYSCTLS: [(&str, &str); 2] = [("net/ipv4/tcp_no_metrics_save", "1"), ("net/ipv6/conf/all/disable_ipv6", "1")];
+const CONGESTION_KEY: &str = "net/ipv4/tcp_congestion_control";
 
 impl Place {
     fn name(self) -> &'static str {
@@ -50,43 +50,47 @@ impl Place {
 }
 
 impl Network {
-    pub(crate) fn up(mtu: Option<u32>, single_packets: bool, notes: &mut Vec<String>) -> Result<Self> {
+    pub(crate) fn up(knobs: &Knobs, notes: &mut Vec<String>) -> Result<Self> {
         if !rustix::process::geteuid().is_root() {
             ensure!(
-                mtu.is_none() && !single_packets,
-                "--mtu and --single-packets need links of our own, and those need root"
+                !knobs.need_namespaces(),
+                "--mtu, --gso, --congestion, --rmem, --wmem and --single-packets need hosts and links of our own, and those need root"
             );
-            notes.push(
-                "loopback instead of links between namespaces, which need root: compare with nothing else".into(),
-            );
-            return Ok(Self { id: None, mtu: LOOPBACK_MTU, offload: true });
+            let note = "loopback instead of links between namespaces, which need root: compare with nothing else";
+            if !notes.iter().any(|other| other == note) {
+                notes.push(note.into());
+            }
+            return Ok(Self { links: None, knobs: knobs.clone() });
         }
-        let mtu = mtu.unwrap_or(ETHERNET_MTU);
-        ensure!((576..=65_535).contains(&mtu), "--mtu {mtu} is not between 576 and 65535");
-        let id = LabId::fresh();
-        // Noted first, so that `faasnet lab down` can tell a bench that runs from one that left something behind.
-        State::claim(&id)?;
-        let network = Self { id: Some(id), mtu, offload: !single_packets };
-        network.make().context("cannot make the bench's namespaces")?;
+        let links = Links::up(&PLACES.map(Place::name)).context("cannot make the bench's namespaces")?;
+        let network = Self { links: Some(links), knobs: knobs.clone() };
+        network.make().context("cannot set up the bench's namespaces")?;
         Ok(network)
     }
 
     /// What it is, for the report.
     pub(crate) fn describe(&self) -> String {
-        match &self.id {
-            None => "loopback".into(),
-            Some(_) if self.offload => format!("veth between namespaces, MTU {}", self.mtu),
-            Some(_) => format!("veth between namespaces, MTU {}, single packets to the relay", self.mtu),
+        let Knobs { mtu, gso_bytes, single_packets, .. } = self.knobs;
+        let mut text = match &self.links {
+            None => return "loopback".into(),
+            Some(_) => format!("veth between namespaces, MTU {}", mtu.unwrap_or(ETHERNET_MTU)),
+        };
+        if let Some(bytes) = gso_bytes {
+            text += &format!(", runs of {bytes} bytes");
         }
+        if single_packets {
+            text += ", single packets to the relay";
+        }
+        text
     }
 
     pub(crate) fn is_loopback(&self) -> bool {
-        self.id.is_none()
+        self.links.is_none()
     }
 
     /// The address of `place`; `seen_by` is at the other end of one of the relay's links when `place` is the relay.
     pub(crate) fn address(&self, place: Place, seen_by: Place) -> IpAddr {
-        if self.id.is_none() {
+        if self.links.is_none() {
             return Ipv4Addr::LOCALHOST.into();
         }
         let (link, host) = if place == Place::Relay { (seen_by, 1) } else { (place, 2) };
@@ -99,8 +103,10 @@ impl Network {
         place: Place,
         work: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<JoinHandle<Result<T>>> {
-        let Some(id) = &self.id else { return Ok(std::thread::Builder::new().name(place.name().into()).spawn(work)?) };
-        let inside = enter::spawn(&id.namespace(place.name()), work)?;
+        let Some(links) = &self.links else {
+            return Ok(std::thread::Builder::new().name(place.name().into()).spawn(work)?);
+        };
+        let inside = enter::spawn(&links.namespace(place.name()), work)?;
         Ok(std::thread::spawn(move || join(inside)??))
     }
 
@@ -115,84 +121,50 @@ impl Network {
 
     /// Lets the origin send at `bits_per_second` only, or freely again.
     pub(crate) fn shape(&self, bits_per_second: Option<u64>) -> Result<()> {
-        let Some(id) = &self.id else { bail!("loopback cannot be shaped; run as root") };
-        let line = match bits_per_second {
-            // The bucket holds several segments of 64 KiB, or tbf cuts them up in software.
-            Some(bits) => format!("qdisc replace dev relay root tbf rate {bits}bit burst 256kb limit 4mb"),
-            None => "qdisc del dev relay root".to_owned(),
-        };
-        batch("tc", Some(&id.namespace("origin")), &[line])
+        let Some(links) = &self.links else { bail!("loopback cannot be shaped; run as root") };
+        Ok(links.shape(Place::Origin.name(), UPLINK, bits_per_second)?)
     }
 
     fn make(&self) -> Result<()> {
-        let Some(id) = &self.id else { return Ok(()) };
-        let all = [Place::Origin, Place::Relay, Place::Left, Place::Right].map(|place| id.namespace(place.name()));
-        batch("ip", None, &all.clone().map(|name| format!("netns add {name}")))?;
-        for name in all {
-            enter::run(&name, || {
-                let key = "net/ipv4/tcp_congestion_control";
-                CONGESTION.iter().find_map(|value| set(key, value).ok());
-                SYSCTLS.iter().try_for_each(|(key, value)| set(key, value))
-            })??;
-            batch("ip", Some(&name), &["link set lo up".to_owned()])?;
+        let Some(links) = &self.links else { return Ok(()) };
+        for host in PLACES.map(Place::name) {
+            self.set_up(links, host)?;
+        }
+        let options = LinkOptions { mtu: self.knobs.mtu.unwrap_or(ETHERNET_MTU), gso_bytes: self.knobs.gso_bytes };
+        for other in OTHERS {
+            let (here, there) = (self.address(Place::Relay, other), self.address(other, Place::Relay));
+            let (IpAddr::V4(here), IpAddr::V4(there)) = (here, there) else { bail!("links have IPv4 addresses") };
+            let near = End { host: Place::Relay.name(), interface: other.name(), address: here };
+            let far = End { host: other.name(), interface: UPLINK, address: there };
+            links.join(near, far, options)?;
         }
         // Only towards the relay: what matters is that it receives single packets.
-        let single = if self.offload { "" } else { " gso_max_segs 1" };
-        for other in OTHERS {
-            let (name, far, mtu) = (other.name(), id.namespace(other.name()), self.mtu);
-            let near = id.namespace(Place::Relay.name());
-            let (here, there) = (self.address(Place::Relay, other), self.address(other, Place::Relay));
-            batch(
-                "ip",
-                Some(&near),
-                &[
-                    format!("link add {name} mtu {mtu} type veth peer name relay mtu {mtu} netns {far}"),
-                    format!("address add {here}/24 dev {name}"),
-                    format!("link set {name} up"),
-                ],
-            )?;
-            let single = if other == Place::Origin { single } else { "" };
-            let lines = [format!("address add {there}/24 dev relay"), format!("link set relay up{single}")];
-            batch("ip", Some(&far), &lines)?;
+        if self.knobs.single_packets {
+            links.send_single_packets(Place::Origin.name(), UPLINK)?;
+        }
+        Ok(())
+    }
+
+    /// A fresh namespace's settings: nothing is remembered from run to run, and what the knobs say.
+    fn set_up(&self, links: &Links, host: &str) -> Result<()> {
+        links.set(host, "net/ipv4/tcp_no_metrics_save", "1")?;
+        match &self.knobs.congestion {
+            Some(name) => links.set(host, CONGESTION_KEY, name).with_context(|| {
+                let known = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_available_congestion_control");
+                format!("no congestion control {name}; there are {}", known.unwrap_or_default().trim())
+            })?,
+            // Ignored: a host that allows neither has its own, which the report tells.
+            None => drop(CONGESTION.iter().find_map(|name| links.set(host, CONGESTION_KEY, name).ok())),
+        }
+        let buffers = [("net/ipv4/tcp_rmem", self.knobs.rmem_bytes), ("net/ipv4/tcp_wmem", self.knobs.wmem_bytes)];
+        for (key, most) in buffers.into_iter().filter_map(|(key, most)| Some((key, most?))) {
+            let (least, first) = (4096, most.min(128 << 10));
+            links.set(host, key, &format!("{least} {first} {most}"))?;
         }
         Ok(())
     }
 }
 
-impl Drop for Network {
-    fn drop(&mut self) {
-        if let Some(id) = &self.id
-            && let Err(error) = leftovers::remove(id)
-        {
-            eprintln!("cannot remove the bench's namespaces ({error}); try `faasnet lab down {id}`");
-        }
-    }
-}
-
 fn join<T>(handle: JoinHandle<T>) -> Result<T> {
     handle.join().map_err(|_| anyhow::anyhow!("a thread of the bench panicked; its message is above"))
-}
-
-fn set(key: &str, value: &str) -> Result<()> {
-    let path = format!("/proc/sys/{key}");
-    match std::fs::write(&path, value) {
-        // A kernel without IPv6.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        result => result.with_context(|| format!("cannot write {path}")),
-    }
-}
-
-fn batch(program: &str, namespace: Option<&str>, lines: &[String]) -> Result<()> {
-    let mut command = Command::new(program);
-    if let Some(namespace) = namespace {
-        command.args(["-n", namespace]);
-    }
-    let piped = command.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut child = piped.spawn().with_context(|| format!("cannot run {program}; install iproute2"))?;
-    if let Some(mut input) = child.stdin.take() {
-        input.write_all((lines.join("\n") + "\n").as_bytes()).with_context(|| format!("cannot write to {program}"))?;
-    }
-    let output = child.wait_with_output()?;
-    ensure!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr).trim());
-    Ok(())
 }

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::measure::Sample;
 use super::rows::Combination;
-use super::{Engine, Environment, Mode};
+use super::{Engine, Environment, Mode, Setting};
 
 /// Everything that was measured.
 #[derive(Debug, Clone, Serialize)]
@@ -27,6 +27,9 @@ pub struct Row {
     pub engine: Engine,
     /// What it did.
     pub mode: Mode,
+    /// In a sweep: the knob's value.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sweep: Option<Setting>,
     /// Bytes in one fragment of a socket buffer.
     pub fragment_bytes: u64,
     /// Payload from the origin until both children and the file had all of it.
@@ -73,7 +76,12 @@ pub struct SlowChild {
 }
 
 impl Row {
-    pub(crate) fn new(combination: Combination, fragment_bytes: u64, samples: Vec<Sample>) -> Self {
+    pub(crate) fn new(
+        combination: Combination,
+        sweep: Option<Setting>,
+        fragment_bytes: u64,
+        samples: Vec<Sample>,
+    ) -> Self {
         let speeds: Vec<f64> = samples.iter().map(|sample| sample.gib_per_s).collect();
         let costs: Vec<f64> = samples.iter().map(|sample| sample.cpu_s_per_gib).collect();
         let copies: Option<Vec<f64>> = samples.iter().map(|sample| sample.copies_per_byte).collect();
@@ -82,6 +90,7 @@ impl Row {
         Self {
             engine: combination.engine,
             mode: combination.mode,
+            sweep,
             fragment_bytes,
             gib_per_s: median(&speeds),
             gib_per_s_min: least(&speeds),
@@ -102,7 +111,9 @@ impl Row {
 pub(crate) fn compare(rows: &mut [Row]) {
     for index in 0..rows.len() {
         let mode = rows[index].mode;
-        let Some(plain) = rows.iter().find(|row| row.engine == Engine::Copy256K && row.mode == mode) else { continue };
+        let sweep = &rows[index].sweep;
+        let plain = rows.iter().find(|row| row.engine == Engine::Copy256K && row.mode == mode && row.sweep == *sweep);
+        let Some(plain) = plain else { continue };
         let pairs: Vec<_> = rows[index].samples.iter().copied().zip(plain.samples.iter().copied()).collect();
         let ratio = |of: fn(&Sample) -> f64| {
             median(&pairs.iter().map(|(ours, theirs)| of(ours) / of(theirs)).collect::<Vec<_>>())
@@ -124,15 +135,18 @@ pub(crate) fn median(values: &[f64]) -> f64 {
 }
 
 impl Report {
-    /// The headings of [`Report::cells`]; those of numbers begin with `>`.
-    pub const COLUMNS: [&'static str; 7] =
-        ["mode", "engine", ">GiB/s (min-max)", ">CPU s/GiB (min-max)", ">copies", ">speed", ">CPU"];
+    /// The headings of [`Report::cells`]; those of numbers begin with `>`. A sweep's key comes first.
+    pub fn columns(&self) -> Vec<&str> {
+        let columns = ["mode", "engine", ">GiB/s (min-max)", ">CPU s/GiB (min-max)", ">copies", ">speed", ">CPU"];
+        let key = self.rows.first().and_then(|row| row.sweep.as_ref()).map(|sweep| sweep.key.as_str());
+        key.into_iter().chain(columns).collect()
+    }
 
     /// The rows as text. `speed` and `CPU` are against copy-256k.
     pub fn cells(&self) -> Vec<Vec<String>> {
         let ratio = |value: Option<f64>| value.map_or_else(|| "-".into(), |value| format!("{value:.2}x"));
         let cells = |row: &Row| {
-            vec![
+            let figures = [
                 row.mode.to_string(),
                 row.engine.to_string(),
                 format!("{:.2} ({:.2}-{:.2})", row.gib_per_s, row.gib_per_s_min, row.gib_per_s_max),
@@ -140,7 +154,8 @@ impl Report {
                 row.copies_per_byte.map_or_else(|| "-".into(), |copies| format!("{copies:.2}")),
                 ratio(row.speed_against_copy),
                 ratio(row.cpu_against_copy),
-            ]
+            ];
+            row.sweep.iter().map(|sweep| sweep.value.clone()).chain(figures).collect()
         };
         self.rows.iter().map(cells).collect()
     }
@@ -148,7 +163,11 @@ impl Report {
     /// What has to stand above and below the table.
     pub fn remarks(&self) -> (String, Vec<String>) {
         let Environment { kernel, processor, cores, network, gib, runs, load, .. } = &self.environment;
-        let fragments = self.rows.first().map_or(0, |row| row.fragment_bytes);
+        let sizes = || self.rows.iter().map(|row| row.fragment_bytes);
+        let fragments = match (sizes().min().unwrap_or(0), sizes().max().unwrap_or(0)) {
+            (least, most) if least == most => least.to_string(),
+            (least, most) => format!("{least} to {most}"),
+        };
         let above = format!(
             "{network}; fragments of {fragments} bytes; {gib} GiB x {runs}; Linux {kernel}, {cores} cores of {processor}, load {load}"
         );
@@ -173,7 +192,7 @@ mod tests {
             copies_per_byte: Some(1.0),
             first_child_s: 1.0,
         };
-        Row::new(Combination { engine, mode }, 4096, speeds.iter().map(sample).collect())
+        Row::new(Combination { engine, mode }, None, 4096, speeds.iter().map(sample).collect())
     }
 
     /// Catches a ratio of medians, or one against another mode: machines drift, so runs of one round are compared.

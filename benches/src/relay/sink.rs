@@ -15,7 +15,7 @@ use super::gate::{Gate, PATIENCE};
 use super::network::{Network, Place};
 use super::origin::{Protocol, read_head};
 use super::process::{FUNCTION, KEY, ticket};
-use super::stream::{FRAME_BYTES, Stream};
+use super::stream::Stream;
 
 /// A running child.
 pub(crate) struct Sink {
@@ -72,14 +72,14 @@ fn take(
         ensure!(head.starts_with("HTTP/1.1 200"), "the relay answered {:?}", head.lines().next());
     }
     let begin = Instant::now();
-    let mut scratch = vec![0; FRAME_BYTES];
+    let mut scratch = vec![0; stream.frame_bytes()];
     for taken in 0..stream.frames() {
         match protocol {
             Protocol::Frames => take_block(&mut socket, &mut scratch)?,
             Protocol::Raw | Protocol::Http => discard(&socket, &mut scratch[..])?,
         }
         if let Some(rate) = character.bytes_per_second {
-            let due = Duration::from_secs_f64(f64::from(taken + 1) * FRAME_BYTES as f64 / rate);
+            let due = Duration::from_secs_f64(f64::from(taken + 1) * stream.frame_bytes() as f64 / rate);
             std::thread::sleep(due.saturating_sub(begin.elapsed()));
         }
     }

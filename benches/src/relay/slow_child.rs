@@ -34,7 +34,7 @@ pub(crate) fn measure(
         notes.push("--slow-child: not measured, no engine of ours was asked for".into());
         return Ok(Vec::new());
     };
-    lab.stream = Stream::new(GIB)?;
+    lab.stream = Stream::new(GIB, lab.knobs.block_bytes)?;
     lab.network.shape(Some(LINK_BITS_PER_S)).context("cannot shape the origin's link")?;
     let ours = rows.iter().filter(|row| row.engine.is_ours() && row.mode == mode);
     let measured = ours.map(|row| pairs(lab, row, mode, runs.max(LEAST_PAIRS), progress)).collect();

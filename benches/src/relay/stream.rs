@@ -18,13 +18,14 @@ pub(crate) struct Stream {
 
 /// Bytes of a GiB.
 pub(crate) const GIB: f64 = (1u64 << 30) as f64;
-/// Bytes of one frame.
+/// Bytes of the largest frame.
 pub(crate) const FRAME_BYTES: usize = HEADER_BYTES + BLOCK_BYTES as usize;
 
 impl Stream {
-    /// About `gib` GiB of payload, in whole blocks.
-    pub(crate) fn new(gib: f64) -> Result<Self> {
-        let blocks = ((gib * GIB / f64::from(BLOCK_BYTES)).round() as usize).max(1);
+    /// About `gib` GiB of payload, in whole blocks of `block_bytes` (`None`: as images have by default).
+    pub(crate) fn new(gib: f64, block_bytes: Option<u32>) -> Result<Self> {
+        let block_bytes = block_bytes.unwrap_or(BLOCK_BYTES);
+        let blocks = ((gib * GIB / f64::from(block_bytes)).round() as usize).max(1);
         // xorshift64: bytes that nothing on the way could compress.
         let mut state = 0x9e37_79b9_7f4a_7c15u64;
         let mut next = || {
@@ -33,15 +34,15 @@ impl Stream {
             state ^= state << 17;
             state
         };
-        let payload: Vec<u8> = (0..BLOCK_BYTES / 8).flat_map(|_| next().to_le_bytes()).collect();
+        let payload: Vec<u8> = (0..block_bytes / 8).flat_map(|_| next().to_le_bytes()).collect();
         let digest = |n: u8| format!("sha256:{n:064x}");
         let entry = Entry {
             digest: digest(1),
             media_type: "application/octet-stream".into(),
-            len: blocks as u64 * u64::from(BLOCK_BYTES),
+            len: blocks as u64 * u64::from(block_bytes),
         };
         let descriptor = Descriptor::new(DescriptorParts {
-            block_bytes: BLOCK_BYTES,
+            block_bytes,
             reference: "bench".into(),
             origin: Origin::Layout { path: "/".into() },
             manifest_media_type: String::new(),
@@ -66,7 +67,12 @@ impl Stream {
 
     /// Headers and payload in all.
     pub(crate) fn wire_bytes(&self) -> u64 {
-        u64::from(self.frames()) * FRAME_BYTES as u64
+        u64::from(self.frames()) * self.frame_bytes() as u64
+    }
+
+    /// Bytes of one frame.
+    pub(crate) fn frame_bytes(&self) -> usize {
+        HEADER_BYTES + self.payload.len()
     }
 
     /// The header of the frame number `index`.

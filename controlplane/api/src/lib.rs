@@ -1,6 +1,6 @@
 //! The contract that both planes share: ids, the image descriptor and its geometry, tickets, and the gRPC messages.
 //!
-//! Nothing here performs I/O.
+//! Nothing here performs I/O but [`tls`], which reads certificates.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -14,6 +14,8 @@ mod json;
 pub mod keys;
 mod secret;
 pub mod ticket;
+#[cfg(feature = "rpc")]
+pub mod tls;
 pub mod verify;
 
 pub use descriptor::{Descriptor, DescriptorError, Entry, Origin};

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail, ensure};
 use faasnet_api::ClusterSecret;
+use faasnet_api::tls::ServerFiles;
 use serde::{Deserialize, Serialize};
 
 use crate::state::Settings;
@@ -29,6 +30,15 @@ pub struct Config {
     pub cluster_secret: Option<String>,
     /// A file with the secret, instead of `cluster_secret`; white space around it does not count.
     pub cluster_secret_file: Option<PathBuf>,
+    /// The controller's certificate (PEM); with it gRPC is encrypted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_cert: Option<PathBuf>,
+    /// Its private key (PEM).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_key: Option<PathBuf>,
+    /// Clients that show a certificate of this authority (PEM) need no secret.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_client_ca: Option<PathBuf>,
     /// How often an agent says that it lives while something transfers.
     pub heartbeat_ms: u32,
     /// How often otherwise.
@@ -73,6 +83,9 @@ impl Default for Config {
             state_dir: "/var/lib/faasnet-controller".into(),
             cluster_secret: None,
             cluster_secret_file: None,
+            tls_cert: None,
+            tls_key: None,
+            tls_client_ca: None,
             heartbeat_ms: 500,
             idle_heartbeat_ms: 5_000,
             suspect_after_missed: 2,
@@ -102,6 +115,7 @@ impl fmt::Debug for Config {
             .field("state_dir", &self.state_dir)
             .field("cluster_secret", &self.cluster_secret.as_ref().map(|_| "(hidden)"))
             .field("cluster_secret_file", &self.cluster_secret_file)
+            .field("tls", &self.tls())
             .field("heartbeat_ms", &self.heartbeat_ms)
             .field("idle_heartbeat_ms", &self.idle_heartbeat_ms)
             .field("suspect_after_missed", &self.suspect_after_missed)
@@ -149,6 +163,11 @@ impl Config {
     pub fn http_address(&self) -> SocketAddr {
         let port = if self.listen.port() == 0 { 0 } else { self.listen.port().wrapping_add(1) };
         self.http.unwrap_or(SocketAddr::new(self.listen.ip(), port))
+    }
+
+    /// The certificates of gRPC.
+    pub fn tls(&self) -> ServerFiles {
+        ServerFiles { cert: self.tls_cert.clone(), key: self.tls_key.clone(), client_ca: self.tls_client_ca.clone() }
     }
 
     /// What the state machine needs of the settings.

@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use faasnet_api::keys::random_bytes;
+use faasnet_api::tls::chain;
 use faasnet_api::v1::agent_session_server::AgentSessionServer;
 use faasnet_api::v1::control_server::ControlServer;
 use faasnet_api::{ClusterSecret, v1};
@@ -43,6 +44,7 @@ pub struct Controller {
     secret: ClusterSecret,
     registrar: Arc<dyn Registrar>,
     commands_per_agent: usize,
+    server: Server,
 }
 
 impl Controller {
@@ -55,6 +57,7 @@ impl Controller {
     pub async fn start_with(config: Config, registrar: Arc<dyn Registrar>) -> anyhow::Result<Self> {
         let secret = config.secret()?;
         let settings = config.settings(random_bytes())?;
+        let server = server(&config)?;
         // Bound before the state is touched: a second controller must not raise the term on its way out.
         let listener = TcpListener::bind(config.listen).await.with_context(|| {
             format!(
@@ -74,12 +77,13 @@ impl Controller {
         })?;
         store.commit([Key::Term, Key::TicketKeys].map(|key| (key, state.record(key))).into())?;
         tracing::info!(%local_addr, http = %http.address(), term = state.term(), "controller started");
-        for address in [local_addr, http.address()].into_iter().filter(|address| !address.ip().is_loopback()) {
+        let plain = [local_addr].into_iter().filter(|_| config.tls_cert.is_none()).chain([http.address()]);
+        for address in plain.filter(|address| !address.ip().is_loopback()) {
             tracing::warn!("{address} is not encrypted; callers from other machines need the cluster's token");
         }
         let (owner, handle) = Owner::new(state, store, clock, Duration::from_millis(config.probe_timeout_ms));
         let commands_per_agent = config.commands_per_agent;
-        Ok(Self { listener, local_addr, http, owner, handle, secret, registrar, commands_per_agent })
+        Ok(Self { listener, local_addr, http, owner, handle, secret, registrar, commands_per_agent, server })
     }
 
     /// Where it listens; the real port when the configured one was 0.
@@ -103,10 +107,8 @@ impl Controller {
         // The state is loaded, or we would not be here.
         health_reporter.set_serving::<ControlServer<Clients>>().await;
         health_reporter.set_serving::<AgentSessionServer<Agents>>().await;
-        let server = Server::builder()
-            .tcp_nodelay(true)
-            .http2_keepalive_interval(Some(KEEPALIVE))
-            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        let mut server = self.server;
+        let server = server
             .add_service(InterceptedService::new(AgentSessionServer::new(agents), Gate::closed(self.secret)))
             .add_service(InterceptedService::new(ControlServer::new(clients.clone()), gate.clone()))
             .add_service(InterceptedService::new(reflection()?, gate.clone()))
@@ -151,4 +153,21 @@ fn reflection() -> anyhow::Result<ServerReflectionServer<impl ServerReflection>>
         .register_encoded_file_descriptor_set(v1::FILE_DESCRIPTOR_SET)
         .build_v1()
         .context("the contract cannot be shown by reflection")
+}
+
+/// The gRPC server, with TLS if the settings name a certificate.
+fn server(config: &Config) -> anyhow::Result<Server> {
+    let server = Server::builder()
+        .tcp_nodelay(true)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT));
+    match config.tls().load()? {
+        Some(tls) => server.tls_config(tls).map_err(|error| {
+            anyhow!(
+                "tls_cert and tls_key cannot be used ({}); is the key the certificate's? `faasnet certs issue` makes a pair",
+                chain(&error)
+            )
+        }),
+        None => Ok(server),
+    }
 }

@@ -83,14 +83,11 @@ impl<W: WorkerLink> Parts<W> {
             reports: inputs.clone(),
         })
         .await?;
-        let session = Session::new(&config.controller, &secret, inputs.clone())?;
+        let session = Session::new(&config.controller, &secret, &config.tls(), inputs.clone())?;
         let needs = WorkerNeeds { node: store.node_id(), trust, advertise, feed: feed.address()? };
-        let (worker, listening) = start_worker(needs).await.with_context(|| {
-            format!(
-                "listen: the data worker did not start on {}; if the port is in use, give this agent another one",
-                config.listen
-            )
-        })?;
+        let (worker, listening) = start_worker(needs)
+            .await
+            .with_context(|| format!("the data path did not start; it would listen on {}", config.listen))?;
         let port = if advertise.port() == 0 { listening.port() } else { advertise.port() };
         let identity = Identity {
             node: store.node_id(),
@@ -120,6 +117,16 @@ impl<W: WorkerLink> Parts<W> {
     /// Where the admin endpoint listens.
     pub(crate) fn admin_address(&self) -> SocketAddr {
         self.shared.admin_address
+    }
+
+    /// Ready when the controller has accepted this agent for the first time; never, if the agent ends before.
+    pub(crate) fn accepted(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut view = self.shared.view.clone();
+        async move {
+            if view.wait_for(|view| view.term.is_some()).await.is_err() {
+                std::future::pending().await
+            }
+        }
     }
 
     /// Runs until `shutdown` is ready, then stops in order. An error if the worker ended before that.

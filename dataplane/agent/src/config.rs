@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use faasnet_api::tls::ClientFiles;
 use faasnet_api::{ClusterSecret, Verify};
 use faasnet_relay::plan::Patience;
 use faasnet_store::{StoreOptions, WriteMode};
@@ -26,7 +27,7 @@ pub const MIN_SECRET_BYTES: usize = 16;
 pub struct Config {
     /// How people call this node; by default the host's name.
     pub name: String,
-    /// The controller's gRPC address, `http://host:port`.
+    /// The controller's gRPC address, `http://host:port` or `https://host:port`.
     pub controller: String,
     /// Where children connect to.
     pub listen: SocketAddr,
@@ -52,6 +53,15 @@ pub struct Config {
     /// A file that holds the secret; white space around it does not count.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cluster_secret_file: Option<PathBuf>,
+    /// The authority of the controller's certificate (PEM), for a controller at `https://`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_ca: Option<PathBuf>,
+    /// This agent's own certificate (PEM), for a controller that asks for one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_cert: Option<PathBuf>,
+    /// Its private key (PEM).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_key: Option<PathBuf>,
     /// How bytes are moved.
     pub engine: Engine,
     /// How a block is checked before it is passed on and kept. What the origin sends is always checked by BLAKE3.
@@ -155,6 +165,9 @@ impl Default for Config {
             store_cache_bytes: None,
             cluster_secret: None,
             cluster_secret_file: None,
+            tls_ca: None,
+            tls_cert: None,
+            tls_key: None,
             engine: Engine::Auto,
             verify: Verify::default(),
             memory_mib: None,
@@ -185,12 +198,14 @@ impl Config {
         Ok(toml::from_str(toml)?)
     }
 
-    /// Checks everything that can be checked without touching the network or the store.
+    /// Checks everything that can be checked without touching the network or the store; reads the files that hold secrets and certificates.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.validate_names()?;
         self.validate_addresses()?;
         self.validate_limits()?;
         self.validate_tuning()?;
+        let invalid = |problem: String| ConfigError::Invalid { setting: "tls_ca, tls_cert, tls_key", problem };
+        self.tls().load(&self.controller).map_err(|error| invalid(error.to_string()))?;
         self.secret().map(|_| ())
     }
 
@@ -218,6 +233,11 @@ impl Config {
             )));
         }
         Ok(ClusterSecret::new(text.as_bytes()))
+    }
+
+    /// The certificates of the session with the controller.
+    pub fn tls(&self) -> ClientFiles {
+        ClientFiles { ca: self.tls_ca.clone(), cert: self.tls_cert.clone(), key: self.tls_key.clone() }
     }
 
     /// The time-outs of an edge.
@@ -280,11 +300,8 @@ impl Config {
     }
 
     fn validate_addresses(&self) -> Result<(), ConfigError> {
-        ensure(!self.controller.starts_with("https://"), "controller", || {
-            "TLS to the controller is not spoken by this version; use http:// on a trusted network".into()
-        })?;
         ensure(self.controller_authority().is_some(), "controller", || {
-            format!("{:?} is not of the form http://host:port", self.controller)
+            format!("{:?} is not of the form http://host:port or https://host:port", self.controller)
         })?;
         ensure(self.admin.ip().is_loopback(), "admin", || {
             format!(
@@ -356,7 +373,9 @@ impl Config {
 
     /// `host:port` of the controller; `None` when the setting is not of that form.
     pub(crate) fn controller_authority(&self) -> Option<&str> {
-        let authority = self.controller.strip_prefix("http://")?.trim_end_matches('/');
+        let controller = &self.controller;
+        let authority = controller.strip_prefix("http://").or_else(|| controller.strip_prefix("https://"))?;
+        let authority = authority.trim_end_matches('/');
         let (host, port) = authority.rsplit_once(':')?;
         let clean = !host.is_empty() && !authority.contains(['/', '@', '?', '#', ' ']);
         (clean && port.parse::<u16>().is_ok_and(|port| port != 0)).then_some(authority)
@@ -467,7 +486,8 @@ mod tests {
         let listen = valid().admin;
         assert!(problem(Config { listen, ..valid() }).contains("another port"));
         assert!(problem(Config { advertise: Some(any), ..valid() }).contains("unspecified"));
-        assert!(problem(Config { controller: "https://c:1".into(), ..valid() }).contains("TLS"));
+        assert!(problem(Config { controller: "https://c:1".into(), ..valid() }).contains("tls_ca"));
+        assert!(problem(Config { tls_cert: Some("/x".into()), ..valid() }).contains("tls_key"));
         for controller in ["c:7400", "http://", "http://c", "http://c:x", "http://c:0", "http://u@c:1", "http://c:1/x"]
         {
             assert!(problem(Config { controller: controller.into(), ..valid() }).contains("host:port"), "{controller}");

@@ -93,6 +93,11 @@ impl Agent {
         self.0.admin_address()
     }
 
+    /// Ready as soon as the controller has accepted this agent; whatever stands in the way until then is logged.
+    pub fn accepted(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.0.accepted()
+    }
+
     /// Works until `shutdown` is ready; then ends the session, lets the worker finish its writes, and syncs the store. An error if the
     /// worker ended by itself.
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {

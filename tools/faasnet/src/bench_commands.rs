@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
-use faasnet_agent::WriteMode;
-use faasnet_benches::relay::{self, Engine, Mode, Options, Report};
+use faasnet_benches::relay::{self, Engine, Knobs, Mode, Options, Report, Sweep};
 
 use crate::cli::Global;
 use crate::daemon::shutdown;
@@ -26,7 +25,8 @@ As root the relay sits between network namespaces of its own, else on loopback. 
 Examples:
   faasnet bench relay
   faasnet bench relay --engine splice,copy-256k --mode keep+blake3 --runs 9 --svg relay.svg
-  faasnet bench relay --slow-child --json")]
+  faasnet bench relay --slow-child --json
+  faasnet bench relay --engine splice,copy-256k --mode keep --sweep mtu=1500,4000,9000 --svg mtu.svg")]
     Relay(RelayArgs),
     /// The relay's process; started by `bench relay`
     #[command(hide = true)]
@@ -48,12 +48,12 @@ pub struct RelayArgs {
     /// How much flows per run
     #[arg(long, value_name = "GIB", default_value_t = 1.0)]
     pub gib: f64,
-    /// The largest packet of the links [default: 1500]
-    #[arg(long, value_name = "BYTES")]
-    pub mtu: Option<u32>,
-    /// Give the relay single packets, as a card does that does not merge what it receives
-    #[arg(long)]
-    pub single_packets: bool,
+    /// What is not as it is by default.
+    #[command(flatten)]
+    pub knobs: KnobArgs,
+    /// Measure at each of several values of one knob: one table, one plot; `default` is a value, too
+    #[arg(long, value_name = "KEY=A,B,…")]
+    pub sweep: Option<Sweep>,
     /// Measure also what a child at a tenth of the rate costs its sibling
     #[arg(long)]
     pub slow_child: bool,
@@ -63,12 +63,75 @@ pub struct RelayArgs {
     /// Where to put kept files [default: the system's folder for temporary files]
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
-    /// How the agent's worker writes what it keeps, as the agent's flag of this name
-    #[arg(long, value_name = "auto|direct|buffered", default_value_t = WriteMode::Auto)]
-    pub store_write: WriteMode,
     /// Draw the table into this file
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
+}
+
+/// The knobs: their names without dashes are the keys of `--sweep`.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Knobs (each is a key of --sweep)")]
+pub struct KnobArgs {
+    /// The largest packet of the links [default: 1500]
+    #[arg(long, value_name = "BYTES")]
+    pub mtu: Option<String>,
+    /// The largest run of packets that the links handle as one; above 65536: BIG TCP [default: the kernel's]
+    #[arg(long, value_name = "BYTES")]
+    pub gso: Option<String>,
+    /// TCP congestion control of all hosts [default: cubic]
+    #[arg(long, value_name = "NAME")]
+    pub congestion: Option<String>,
+    /// The most that a receive buffer grows to, of all hosts [default: the kernel's]
+    #[arg(long, value_name = "BYTES")]
+    pub rmem: Option<String>,
+    /// The most that a send buffer grows to, of all hosts [default: the kernel's]
+    #[arg(long, value_name = "BYTES")]
+    pub wmem: Option<String>,
+    /// Give the relay single packets, as a card does that does not merge what it receives
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "on", value_name = "on|off")]
+    pub single_packets: Option<String>,
+    /// Bytes of a block of the image [default: 262144]
+    #[arg(long, value_name = "BYTES")]
+    pub block_bytes: Option<String>,
+    /// What a child's pipe holds, in our engines [default: 1048576]
+    #[arg(long, value_name = "BYTES")]
+    pub pipe_bytes: Option<String>,
+    /// Poll the cards for so long before sleeping, in our engines; 0 = do not [default: 0]
+    #[arg(long, value_name = "US")]
+    pub busy_poll: Option<String>,
+    /// A kernel thread takes submissions and sleeps after so long, in our engines; 0 = none [default: 0]
+    #[arg(long, value_name = "MS")]
+    pub sqpoll: Option<String>,
+    /// Buffers on huge pages, in our engines
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "on", value_name = "on|off")]
+    pub huge_pages: Option<String>,
+    /// How our engines write what they keep, as the agent's flag of this name [default: auto]
+    #[arg(long, value_name = "auto|direct|buffered")]
+    pub store_write: Option<String>,
+}
+
+impl KnobArgs {
+    fn knobs(&self) -> Result<Knobs> {
+        let given = [
+            ("mtu", &self.mtu),
+            ("gso", &self.gso),
+            ("congestion", &self.congestion),
+            ("rmem", &self.rmem),
+            ("wmem", &self.wmem),
+            ("single-packets", &self.single_packets),
+            ("block-bytes", &self.block_bytes),
+            ("pipe-bytes", &self.pipe_bytes),
+            ("busy-poll", &self.busy_poll),
+            ("sqpoll", &self.sqpoll),
+            ("huge-pages", &self.huge_pages),
+            ("store-write", &self.store_write),
+        ];
+        let mut knobs = Knobs::default();
+        for (key, value) in given {
+            value.iter().try_for_each(|value| knobs.set(key, value))?;
+        }
+        Ok(knobs)
+    }
 }
 
 /// Runs the command.
@@ -85,12 +148,11 @@ pub async fn run(global: &Global, command: BenchCommand) -> Result<()> {
         engines: args.engine,
         modes: args.mode,
         gib: args.gib,
-        mtu: args.mtu,
-        single_packets: args.single_packets,
+        knobs: args.knobs.knobs()?,
+        sweep: args.sweep,
         slow_child: args.slow_child,
         runs: args.runs,
         folder: args.dir,
-        store_write: args.store_write,
         stop: Arc::new(AtomicBool::new(false)),
     };
     // Without a listener the signal would end this process before it has removed its namespaces.
@@ -114,7 +176,7 @@ pub async fn run(global: &Global, command: BenchCommand) -> Result<()> {
 fn print(report: &Report) -> Result<()> {
     let (above, below) = report.remarks();
     output::line(above)?;
-    output::line(output::table(&Report::COLUMNS, report.cells()))?;
+    output::line(output::table(&report.columns(), report.cells()))?;
     output::line("speed and CPU: against copy-256k in the same mode, median over the rounds")?;
     below.iter().try_for_each(output::line)
 }

@@ -5,11 +5,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::Result;
+use faasnet_api::tls::ClientFiles;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::bench_commands::BenchCommand;
+use crate::certs::CertsCommand;
 use crate::client::{self, Control, DEFAULT_CONTROLLER};
 use crate::daemon_args::{AgentArgs, ControllerArgs};
+use crate::keys::KeysCommand;
 use crate::lab_commands::LabCommand;
 use crate::sim_commands::SimArgs;
 use crate::tune::TuneCommand;
@@ -59,6 +62,15 @@ pub struct Global {
     /// A file that holds the cluster's secret
     #[arg(long, global = true, env = "FAASNET_SECRET_FILE", value_name = "FILE", help_heading = "Global options")]
     pub secret_file: Option<PathBuf>,
+    /// The authority of the controller's certificate, for --controller https://… (PEM)
+    #[arg(long, global = true, env = "FAASNET_TLS_CA", value_name = "FILE", help_heading = "Global options")]
+    pub tls_ca: Option<PathBuf>,
+    /// The certificate that this program shows (PEM); the controller's own for `faasnet controller`
+    #[arg(long, global = true, env = "FAASNET_TLS_CERT", value_name = "FILE", help_heading = "Global options")]
+    pub tls_cert: Option<PathBuf>,
+    /// The private key of --tls-cert (PEM)
+    #[arg(long, global = true, env = "FAASNET_TLS_KEY", value_name = "FILE", help_heading = "Global options")]
+    pub tls_key: Option<PathBuf>,
     /// What to log to standard error: error, warn, info, debug, trace, or module=level,… [daemons: info, others: warn]
     #[arg(long, global = true, env = "FAASNET_LOG", value_name = "LEVEL", help_heading = "Global options")]
     pub log: Option<String>,
@@ -71,7 +83,13 @@ impl Global {
     /// Connects to the controller that the options name.
     pub async fn connect(&self) -> Result<Control> {
         let secret = client::read_secret(self.secret.as_deref(), self.secret_file.as_deref())?;
-        client::connect(self.controller.as_deref().unwrap_or(DEFAULT_CONTROLLER), secret.as_deref()).await
+        let url = self.controller.as_deref().unwrap_or(DEFAULT_CONTROLLER);
+        client::connect_with(url, secret.as_deref(), &self.tls()).await
+    }
+
+    /// The certificates of a connection to the controller.
+    pub fn tls(&self) -> ClientFiles {
+        ClientFiles { ca: self.tls_ca.clone(), cert: self.tls_cert.clone(), key: self.tls_key.clone() }
     }
 }
 
@@ -101,6 +119,12 @@ pub enum Command {
     Nodes,
     /// Write a function's image as an OCI layout; run on a node
     Pull(PullArgs),
+    /// Make certificates for TLS between controller, agents and clients
+    #[command(subcommand)]
+    Certs(CertsCommand),
+    /// The keys that sign nodes' tickets
+    #[command(subcommand)]
+    Keys(KeysCommand),
     /// Build or look at OCI images
     #[command(subcommand)]
     Image(ImageCommand),

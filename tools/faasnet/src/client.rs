@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use faasnet_api::v1::control_client::ControlClient;
+use faasnet_api::tls::{self, ClientFiles, chain};
 use faasnet_api::{ClusterSecret, v1};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
@@ -33,16 +34,28 @@ impl Interceptor for Bearer {
     }
 }
 
-/// Connects to the controller at `url`.
+/// Connects to the controller at `url` without TLS.
 pub async fn connect(url: &str, secret: Option<&[u8]>) -> Result<Control> {
-    let endpoint = Endpoint::from_shared(with_scheme(url))
+    connect_with(url, secret, &ClientFiles::default()).await
+}
+
+/// Connects to the controller at `url`, with TLS if that is `https://`.
+pub async fn connect_with(url: &str, secret: Option<&[u8]>, tls: &ClientFiles) -> Result<Control> {
+    let url = &with_scheme(url);
+    let mut endpoint = Endpoint::from_shared(url.clone())
         .with_context(|| format!("{url:?} is not a URL; write --controller http://HOST:PORT"))?
         .connect_timeout(CONNECT_TIMEOUT);
-    let channel = endpoint.connect().await.map_err(|error| {
-        anyhow!(
+    if let Some(tls) = tls.load(url)? {
+        endpoint = endpoint.tls_config(tls).map_err(|error| {
+            anyhow!("--tls-ca, --tls-cert or --tls-key cannot be used ({}); is the key the certificate's?", chain(&error))
+        })?;
+    }
+    let channel = endpoint.connect().await.map_err(|error| match tls::explain(&chain(&error)) {
+        Some(hint) => anyhow!("no connection to the controller at {url}: {hint}"),
+        None => anyhow!(
             "cannot reach the controller at {url} ({}); start one with `faasnet controller`, or say where it is with --controller URL",
             innermost(&error)
-        )
+        ),
     })?;
     let token = secret.map(|secret| format!("Bearer {}", ClusterSecret::new(secret).rpc_token()).parse());
     let token = token.transpose().context("the cluster's token is not a header value")?;
@@ -52,6 +65,9 @@ pub async fn connect(url: &str, secret: Option<&[u8]>) -> Result<Control> {
 /// What a refused call says to people: the controller's message, and what to do about it where that is known.
 pub fn explain(status: Status) -> anyhow::Error {
     let message = status.message();
+    if let Some(hint) = tls::explain(&chain(&status)) {
+        return anyhow!("no connection to the controller: {hint}");
+    }
     match status.code() {
         Code::Unauthenticated | Code::PermissionDenied => {
             anyhow!("{message}; give the cluster's secret with --secret-file FILE (or FAASNET_SECRET_FILE)")

@@ -19,6 +19,9 @@ use crate::{output, settings};
 /// Runs an agent until it is told to stop.
 pub async fn agent(global: &Global, mut args: AgentArgs) -> Result<()> {
     args.settings.controller = global.controller.clone();
+    args.settings.tls_ca = global.tls_ca.clone();
+    args.settings.tls_cert = global.tls_cert.clone();
+    args.settings.tls_key = global.tls_key.clone();
     args.settings.cluster_secret = global.secret.clone();
     args.settings.cluster_secret_file = global.secret_file.clone();
     let config: faasnet_agent::Config = settings::load(args.common.config.as_deref(), &args.settings)?;
@@ -28,13 +31,23 @@ pub async fn agent(global: &Global, mut args: AgentArgs) -> Result<()> {
     }
     let shutdown = shutdown(args.common.exit_with_stdin)?;
     let agent = Agent::start(config).await?;
-    ready(&[("listen", agent.data_address()), ("admin", agent.admin_address())]);
-    agent.run_until(shutdown).await?;
+    let addresses = [("listen", agent.data_address()), ("admin", agent.admin_address())];
+    // Not before: an agent whom the controller refuses receives nothing, so whoever waits for it must not be told to go on.
+    let accepted = agent.accepted();
+    let announce = tokio::spawn(async move {
+        accepted.await;
+        ready(&addresses);
+    });
+    let ended = agent.run_until(shutdown).await;
+    announce.abort();
+    ended?;
     Ok(())
 }
 
 /// Runs the controller until it is told to stop.
 pub async fn controller(global: &Global, mut args: ControllerArgs) -> Result<()> {
+    args.settings.tls_cert = global.tls_cert.clone();
+    args.settings.tls_key = global.tls_key.clone();
     args.settings.cluster_secret = global.secret.clone();
     args.settings.cluster_secret_file = global.secret_file.clone();
     let config: faasnet_controller::Config = settings::load(args.common.config.as_deref(), &args.settings)?;

@@ -136,6 +136,15 @@ pub struct AgentSettings {
     pub huge_pages: Option<bool>,
     /// Set from the global option.
     #[arg(skip)]
+    pub tls_ca: Option<PathBuf>,
+    /// Set from the global option.
+    #[arg(skip)]
+    pub tls_cert: Option<PathBuf>,
+    /// Set from the global option.
+    #[arg(skip)]
+    pub tls_key: Option<PathBuf>,
+    /// Set from the global option.
+    #[arg(skip)]
     pub controller: Option<String>,
     /// Set from the global option.
     #[arg(skip)]
@@ -175,6 +184,15 @@ pub struct ControllerSettings {
     /// Where the state is kept [default: /var/lib/faasnet-controller]
     #[arg(long, env = "FAASNET_CONTROLLER_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    /// Let callers in that show a certificate of this authority; others need the secret off loopback [default: none]
+    #[arg(long, env = "FAASNET_CONTROLLER_TLS_CLIENT_CA", value_name = "FILE")]
+    pub tls_client_ca: Option<PathBuf>,
+    /// Set from the global option.
+    #[arg(skip)]
+    pub tls_cert: Option<PathBuf>,
+    /// Set from the global option.
+    #[arg(skip)]
+    pub tls_key: Option<PathBuf>,
     /// How often an agent says that it lives while something transfers [default: 500]
     #[arg(long, env = "FAASNET_CONTROLLER_HEARTBEAT_MS", value_name = "MS")]
     pub heartbeat_ms: Option<u32>,
@@ -243,7 +261,7 @@ mod tests {
     /// Catches a setting that can only be given in the file, and a flag for a setting that does not exist.
     #[test]
     fn every_setting_has_a_flag() {
-        let secrets = ["cluster_secret", "cluster_secret_file", "controller"];
+        let secrets = ["cluster_secret", "cluster_secret_file", "controller", "tls_ca", "tls_cert", "tls_key"];
         let flags = settable::<AgentSettings, faasnet_agent::Config>();
         for name in toml::Table::try_from(faasnet_agent::Config::default()).unwrap().keys() {
             assert!(flags.contains(name) || secrets.contains(&name.as_str()), "agent: no flag for {name}");

@@ -7,6 +7,7 @@
 
 pub mod admin;
 pub mod bench_commands;
+pub mod certs;
 pub mod cli;
 pub mod client;
 pub mod cluster;
@@ -16,6 +17,7 @@ pub mod demo;
 pub mod drain;
 pub mod functions;
 pub mod image_commands;
+pub mod keys;
 pub mod lab_commands;
 pub mod nodes;
 pub mod output;

@@ -9,10 +9,7 @@ use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::{Cli, Command, ImageCommand};
-use crate::{
-    bench_commands, daemon, drain, demo, functions, image_commands, lab_commands, nodes, output, provision, pull,
-    sim_commands, tune,
-};
+use crate::{bench_commands, certs, daemon, demo, drain, functions, image_commands, keys, lab_commands, nodes, output, provision, pull, sim_commands, tune};
 
 /// Parses, runs, reports. 0: done; 1: failed, with one line on standard error; 2: wrong usage.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -63,6 +60,8 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Tree(args) => nodes::tree(global, args).await?,
         Command::Nodes => nodes::list(global).await?,
         Command::Pull(args) => pull::run(global, args).await?,
+        Command::Certs(command) => certs::run(global, command)?,
+        Command::Keys(command) => keys::run(global, command).await?,
         Command::Image(ImageCommand::Build(args)) => image_commands::build(args, global.json).await?,
         Command::Image(ImageCommand::Inspect(args)) => image_commands::inspect(args, global.json).await?,
         Command::Registry(args) => daemon::registry(args).await?,

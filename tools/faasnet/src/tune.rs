@@ -55,11 +55,11 @@ pub struct Observed {
     pub somaxconn: Option<u64>,
     /// /sys/kernel/mm/transparent_hugepage/enabled, the chosen word
     pub huge_pages: Option<String>,
-    /// CAP_SYS_RESOURCE: above the pipe limits
+    /// CAP_SYS_RESOURCE: pipes of any size and number
     pub may_exceed_pipes: bool,
     /// CAP_IPC_LOCK: above RLIMIT_MEMLOCK
     pub may_lock: bool,
-    /// CAP_SYS_ADMIN: io_uring though kernel.io_uring_disabled is 1
+    /// CAP_SYS_ADMIN: io_uring though kernel.io_uring_disabled is 1, and any number of pipes
     pub is_admin: bool,
 }
 
@@ -204,7 +204,7 @@ fn pipe_pages(observed: &Observed) -> Option<Finding> {
     let value = if pages == 0 { "0 (no limit)".into() } else { format!("{pages} pages") };
     Some(match pages {
         0 => fine(setting, value, "as many pipes as there are children"),
-        _ if observed.may_exceed_pipes => fine(setting, value, "CAP_SYS_RESOURCE lifts it"),
+        _ if observed.may_exceed_pipes || observed.is_admin => fine(setting, value, "a capability lifts it"),
         _ if images >= 20 => fine(setting, value, format!("pipes for {images} images at once")),
         _ => costs(
             setting,

@@ -58,3 +58,44 @@ fn what_does_not_exist_is_refused() {
         assert!(String::from_utf8_lossy(&output.stderr).contains(says));
     }
 }
+
+/// Catches a sweep whose values are not applied (a block of another size would not arrive), rows that lose their value, and a plot
+/// without its lines.
+#[test]
+fn a_sweep_has_rows_for_every_value() {
+    let folder = tempfile::tempdir().unwrap();
+    let svg = folder.path().join("sweep.svg");
+    let rows = "splice,copy-256k";
+    let knobs = ["--engine", rows, "--mode", "keep", "--sweep", "block-bytes=65536,default", "--huge-pages"];
+    let output = bench(&[&knobs[..], &["--svg", svg.to_str().unwrap(), "--json"]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let found: Vec<_> =
+        report["rows"].as_array().unwrap().iter().map(|row| (&row["sweep"]["value"], &row["engine"])).collect();
+    assert_eq!(
+        found,
+        [("65536", "splice"), ("65536", "copy-256k"), ("default", "splice"), ("default", "copy-256k")]
+            .map(|(value, engine)| (Value::from(value), Value::from(engine)))
+            .each_ref()
+            .map(|(value, engine)| (value, engine))
+    );
+    assert!(report["rows"][0]["speed_against_copy"].as_f64().is_some_and(|ratio| ratio > 0.0));
+    let drawn = std::fs::read_to_string(svg).unwrap();
+    assert!(drawn.contains("over block-bytes") && drawn.contains("keep splice"));
+}
+
+/// Catches a misspelt knob that is ignored.
+#[test]
+fn a_wrong_knob_names_the_right_ones() {
+    let output = bench(&["--sweep", "mut=1500"]);
+    assert_eq!(output.status.code(), Some(2));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    for key in
+        ["mtu", "gso", "congestion", "rmem", "wmem", "pipe-bytes", "block-bytes", "busy-poll", "sqpoll", "huge-pages"]
+    {
+        assert!(said.contains(key), "{said}");
+    }
+    let output = bench(&["--congestion", "warp", "--engine", "copy-256k", "--mode", "forward"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && (said.contains("there are reno") || said.contains("need root")), "{said}");
+}

@@ -6,7 +6,6 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::thread::JoinHandle;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -20,13 +19,6 @@ pub const NAMESPACES: &str = "/run/netns";
 /// The file that stands for a namespace.
 pub fn path(namespace: &str) -> PathBuf {
     Path::new(NAMESPACES).join(namespace)
-}
-
-/// The start of a command that runs in `namespace`; the program follows. It replaces itself, so the process id stays the same.
-pub fn command(namespace: &str) -> Command {
-    let mut command = Command::new("nsenter");
-    command.arg(format!("--net={}", path(namespace).display())).arg("--");
-    command
 }
 
 /// Starts a thread in `namespace`. What it returns is found by joining.

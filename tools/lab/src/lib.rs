@@ -12,6 +12,7 @@ pub mod error;
 pub mod flow;
 pub mod http;
 pub mod leftovers;
+pub mod links;
 pub mod name;
 pub mod network;
 pub mod plot;
@@ -26,6 +27,7 @@ pub mod state;
 mod tool;
 
 pub use error::LabError;
+pub use links::Links;
 pub use name::LabId;
 pub use network::{Host, Network, NetworkOptions};
 pub use rate::Rate;

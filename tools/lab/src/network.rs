@@ -232,7 +232,7 @@ fn shape(verb: &str, interface: &str, rate: Rate) -> String {
 }
 
 /// Without IPv6 no host sends anything on its own, so that counters count what programs send.
-fn quiet() -> Result<()> {
+pub(crate) fn quiet() -> Result<()> {
     for interface in ["all", "default"] {
         let path = format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6");
         match std::fs::write(&path, "1") {

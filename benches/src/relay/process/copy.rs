@@ -11,7 +11,6 @@ use anyhow::{Context, Result, ensure};
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::super::Mode;
-use super::super::stream::Stream;
 use super::{Job, Ledger, Relay};
 
 pub(super) struct CopyRelay {
@@ -27,7 +26,7 @@ impl CopyRelay {
         let listener = TcpListener::bind(("0.0.0.0", 0)).context("the relay cannot listen")?;
         let port = listener.local_addr()?.port();
         let job = job.clone();
-        let expected = Stream::new(job.gib)?.wire_bytes();
+        let expected = job.stream()?.wire_bytes();
         let file = match job.mode {
             Mode::Forward => None,
             _ => {

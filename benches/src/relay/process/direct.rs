@@ -6,7 +6,6 @@ use std::thread::JoinHandle;
 use anyhow::{Context, Result};
 
 use super::super::sink::discard;
-use super::super::stream::{FRAME_BYTES, Stream};
 use super::{Job, Ledger, Relay};
 
 pub(super) struct DirectRelay {
@@ -15,10 +14,10 @@ pub(super) struct DirectRelay {
 
 impl DirectRelay {
     pub(super) fn start(job: &Job) -> Result<Self> {
-        let stream = Stream::new(job.gib)?;
+        let stream = job.stream()?;
         let upstream = TcpStream::connect(job.origin).context("cannot connect to the origin")?;
         let thread = std::thread::spawn(move || {
-            let mut scratch = vec![0; FRAME_BYTES];
+            let mut scratch = vec![0; stream.frame_bytes()];
             (0..stream.frames()).try_for_each(|_| discard(&upstream, &mut scratch))?;
             Ok(Ledger { upstream_bytes: stream.wire_bytes(), copied_bytes: 0 })
         });

@@ -6,19 +6,19 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::{Arc, LazyLock};
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
-use faasnet_agent::WriteMode;
 use faasnet_api::ticket::LIFETIME_SECONDS;
 use faasnet_api::{Claims, FunctionId, ImageId, NodeId, SigningKey, TenantId, Ticket};
 use rustix::time::ClockId;
 use serde::{Deserialize, Serialize};
 
 use super::network::{Network, Place};
-use super::{Engine, Mode, environment};
+use super::stream::Stream;
+use super::{Engine, Knobs, Mode, environment};
 
 mod copy;
 mod direct;
@@ -58,7 +58,14 @@ pub(crate) struct Job {
     pub(crate) origin: SocketAddr,
     pub(crate) children: usize,
     pub(crate) folder: PathBuf,
-    pub(crate) store_write: WriteMode,
+    pub(crate) knobs: Knobs,
+}
+
+impl Job {
+    /// What flows.
+    fn stream(&self) -> Result<Stream> {
+        Stream::new(self.gib, self.knobs.block_bytes)
+    }
 }
 
 /// What a relay counted.

@@ -7,7 +7,6 @@ use anyhow::{Context, Result, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::super::stream::Stream;
 use super::copy::meet;
 use super::{Job, Ledger, Relay};
 
@@ -23,7 +22,7 @@ impl TokioRelay {
         let listener = TcpListener::bind(("0.0.0.0", 0)).context("the relay cannot listen")?;
         let port = listener.local_addr()?.port();
         let job = job.clone();
-        let expected = Stream::new(job.gib)?.wire_bytes();
+        let expected = job.stream()?.wire_bytes();
         let thread = std::thread::spawn(move || {
             let (upstream, children) = meet(&job, &listener)?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -5,19 +5,18 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use faasnet_agent::Engine as WorkerEngine;
-use faasnet_agent::{Trust, WorkerLink};
 use faasnet_agent::tuning::Tuning;
 use faasnet_agent::worker::mailbox::{Assignment, FunctionReport, StripePlan, Target, WorkerCommand, WorkerEvent};
 use faasnet_agent::worker::{self, WorkerConfig, WorkerHandle};
+use faasnet_agent::{Trust, WorkerLink};
 use faasnet_api::{KeySet, TicketKey, Verify};
-use faasnet_ring::SocketOptions;
+use faasnet_ring::{DriverOptions, SocketOptions};
 use faasnet_store::{Store, StoreOptions};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
-use super::super::stream::Stream;
-use super::super::{Engine, Mode};
+use super::super::{Engine, Knobs, Mode};
 use super::{CHILD_NODES, FUNCTION, Job, KEY, Ledger, ORIGIN_NODE, Relay, ticket};
 
 pub(super) struct WorkerRelay {
@@ -35,10 +34,10 @@ const BUFFERS: usize = 24;
 
 impl WorkerRelay {
     pub(super) fn start(job: &Job) -> Result<Self> {
-        let stream = Stream::new(job.gib)?;
+        let stream = job.stream()?;
         let folder = TempDir::new_in(&job.folder).context("cannot make a folder for the store")?;
         let store =
-            Store::open_with(folder.path(), StoreOptions { write: job.store_write, ..StoreOptions::default() })?;
+            Store::open_with(folder.path(), StoreOptions { write: job.knobs.store_write, ..StoreOptions::default() })?;
         let image = store.open_image("bench", Arc::clone(&stream.descriptor))?;
         let keys = KeySet::new([TicketKey { public: KEY.public(), valid_until: u64::MAX }]);
         let config = WorkerConfig {
@@ -50,9 +49,9 @@ impl WorkerRelay {
             engine: if job.engine == Engine::Copy { WorkerEngine::Copy } else { WorkerEngine::Splice },
             patience: Default::default(),
             buffers: BUFFERS,
-            socket_options: SocketOptions::default(),
-            tuning: Tuning::default(),
-            store_write: job.store_write,
+            socket_options: SocketOptions { busy_poll_us: job.knobs.busy_poll_us, ..SocketOptions::default() },
+            tuning: tuning(&job.knobs),
+            store_write: job.knobs.store_write,
             verify: match job.mode {
                 Mode::Keep => Verify::Off,
                 Mode::KeepXxh3 => Verify::Xxh3,
@@ -78,6 +77,16 @@ impl WorkerRelay {
         };
         worker.send(WorkerCommand::Assign(Box::new(assignment)))?;
         Ok(Self { worker, runtime, _store: store, _folder: folder })
+    }
+}
+
+fn tuning(knobs: &Knobs) -> Tuning {
+    let default = Tuning::default();
+    Tuning {
+        driver: DriverOptions { sqpoll_idle_ms: knobs.sqpoll_idle_ms, busy_poll_us: knobs.busy_poll_us },
+        huge_pages: knobs.huge_pages,
+        pipe_bytes: knobs.pipe_bytes.unwrap_or(default.pipe_bytes),
+        ..default
     }
 }
 

@@ -7,7 +7,8 @@ pub(crate) mod events;
 
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
+use faasnet_api::tls::{ClientFiles, chain, explain};
 use faasnet_api::v1::agent_session_client::AgentSessionClient;
 use faasnet_api::{ClusterSecret, FunctionId, ImageId, v1};
 use tokio::sync::mpsc;
@@ -49,14 +50,25 @@ enum End {
 }
 
 impl Session {
-    /// A session with the controller at `controller` (`http://host:port`).
-    pub(crate) fn new(controller: &str, secret: &ClusterSecret, inputs: mpsc::Sender<Input>) -> anyhow::Result<Self> {
+    /// A session with the controller at `controller` (`http://host:port` or `https://host:port`).
+    pub(crate) fn new(
+        controller: &str,
+        secret: &ClusterSecret,
+        tls: &ClientFiles,
+        inputs: mpsc::Sender<Input>,
+    ) -> anyhow::Result<Self> {
         let endpoint = Endpoint::from_shared(controller.to_owned())
             .with_context(|| format!("controller: {controller:?} is not an address of the form http://host:port"))?
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE)
             .keep_alive_while_idle(true);
+        let endpoint = match tls.load(controller)? {
+            Some(tls) => endpoint.tls_config(tls).map_err(|error| {
+                anyhow!("tls_ca, tls_cert or tls_key cannot be used ({}); is the key the certificate's?", chain(&error))
+            })?,
+            None => endpoint,
+        };
         let mut authorization: MetadataValue<Ascii> = format!("Bearer {}", secret.rpc_token()).parse()?;
         authorization.set_sensitive(true);
         Ok(Self { endpoint, controller: controller.to_owned(), authorization, inputs })
@@ -126,7 +138,7 @@ impl Session {
         uplink: mpsc::Sender<v1::Event>,
         outbound: mpsc::Receiver<v1::Event>,
     ) -> Result<Streaming<v1::Command>, String> {
-        let channel = self.endpoint.connect().await.map_err(|error| chain(&error))?;
+        let channel = self.endpoint.connect().await.map_err(|error| with_hint(chain(&error)))?;
         self.inputs.send(Input::Attach(uplink)).await.map_err(|_| "the agent is stopping".to_owned())?;
         let mut request = Request::new(ReceiverStream::new(outbound));
         request.metadata_mut().insert("authorization", self.authorization.clone());
@@ -173,17 +185,14 @@ fn describe(status: &Status) -> String {
             status.message()
         ),
         Code::Unimplemented => "the address answers, but not as a faasnet controller; check `controller`".into(),
-        code => format!("{code:?}: {}", status.message()),
+        code => with_hint(format!("{code:?}: {}", chain(status))),
     }
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
+/// The error of a connection, with what to do about it where that is known.
+fn with_hint(text: String) -> String {
+    match explain(&text) {
+        Some(hint) => format!("{hint} ({text})"),
+        None => text,
     }
-    text
 }

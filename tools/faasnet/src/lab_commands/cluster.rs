@@ -232,7 +232,9 @@ impl LabCluster {
 
 /// The start of a command that runs in `namespace`; the program follows. It replaces itself, so the process id stays the same.
 pub fn enter_command(namespace: &str) -> Command {
-    enter::command(namespace).into()
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net={}", enter::path(namespace).display())).arg("--");
+    command
 }
 
 /// An agent's row for the lab's function, asked from inside its host; `None` when it does not answer or has none.

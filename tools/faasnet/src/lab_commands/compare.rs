@@ -11,7 +11,7 @@ use anyhow::{Result, anyhow, ensure};
 use clap::{Args, ValueEnum};
 use faasnet_lab::Rate;
 use faasnet_lab::network::MOST_HOSTS;
-use faasnet_lab::rivals::Rival;
+use faasnet_lab::rivals::{Brake, Rival};
 use serde::{Deserialize, Serialize};
 
 use super::comparison::Comparison;
@@ -27,7 +27,15 @@ use crate::{daemon, output};
 #[command(after_help = "\
 Examples:
   faasnet lab compare --hosts 7,15 --runs 3 --svg ratio.svg
-  faasnet lab compare --hosts 15 --systems twin,direct --size 16MiB --json")]
+  faasnet lab compare --hosts 15 --systems twin,varnish-chain --size 16MiB --json
+
+Systems:
+  twin complete avl direct      ours; direct: every host reads the origin
+  nginx                         every host reads an nginx with curl
+  nginx-tree                    a binary tree of nginx caching relays
+  varnish-tree varnish-chain    streaming relays in memory, each feeding two or one
+  aria2 libtorrent              BitTorrent, the origin seeds
+What is not installed is named with its Debian package and left out.")]
 pub struct CompareArgs {
     /// How many hosts, beside the origin's and the controller's; several numbers make several labs, one after the other
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "7,15", value_parser = clap::value_parser!(u16).range(1..=200))]
@@ -83,6 +91,7 @@ pub struct ComparePlan {
     /// Where the folders go.
     pub dir: Option<PathBuf>,
     /// Whether nothing is printed on the way.
+    #[serde(skip)]
     pub quiet: bool,
 }
 
@@ -158,12 +167,26 @@ pub(crate) async fn measure(plan: &ComparePlan) -> Result<Comparison> {
         let session = Session::open(&lab, false)?;
         let id = session.network.id().clone();
         let (network, plan, folder) = (session.network.clone(), plan.clone(), session.folder().to_owned());
-        let rows = session.inside(async { Contest::new(network, plan, lab, folder).await?.rows().await }).await;
+        // Dropped before the session, which ends all processes that it finds.
+        let brake = PullOnDrop(Brake::default());
+        let shared = brake.0.clone();
+        let work = async { Contest::new(network, plan, lab, folder, shared).await?.rows().await };
+        let rows = session.inside(work).await;
+        drop(brake);
         session.close(false)?;
         comparison.rows.extend(rows?);
         comparison.leftovers.extend(experiment::left_behind(&id)?);
     }
     Ok(comparison)
+}
+
+/// Whoever drops the future of [`measure`] wants nothing more to be started.
+struct PullOnDrop(Brake);
+
+impl Drop for PullOnDrop {
+    fn drop(&mut self) {
+        self.0.pull();
+    }
 }
 
 impl ComparePlan {

@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use anyhow::Result;
-use faasnet_lab::plot::{self, Labels, Line};
 use serde::Serialize;
 
 use super::compare::{ComparePlan, CompareRow};
 use super::environment::Environment;
+use super::standard::{figures, tables};
 use crate::output;
 
 /// Everything that `faasnet lab compare --json` prints.
@@ -46,28 +46,15 @@ impl Comparison {
         )];
         let columns = ["hosts", "system", ">slowest", ">÷ bound", ">CPU s/GiB", ">origin", "bytes"];
         lines.push(output::table(&columns, self.rows.iter().map(CompareRow::cells)));
-        lines.extend(
-            self.rows
-                .iter()
-                .filter(|row| !row.note.is_empty())
-                .map(|row| format!("{} on {} hosts: {}", row.system, row.hosts, output::one_line(&row.note))),
-        );
+        lines.push(tables::systems(&self.rows).trim_end().to_owned());
         lines.extend(self.leftovers.iter().map(|left| format!("PROBLEM: left behind: {left}")));
         lines.join("\n")
     }
 
     /// The slowest host ÷ bound over the number of hosts.
     pub(crate) fn draw(&self, path: &Path) -> Result<()> {
-        let line = |system: &crate::lab_commands::compare::System| {
-            let name = system.to_string();
-            let rows = self.rows.iter().filter(|row| row.system == name);
-            let points = rows.filter_map(|row| Some((row.hosts as f64, row.ratio?))).collect();
-            Line { name: Some(name), points }
-        };
-        let lines: Vec<Line> = self.settings.systems.iter().map(line).filter(|line| !line.points.is_empty()).collect();
         let title = format!("{} at {}", output::bytes(self.settings.size), self.settings.rate);
-        let labels = Labels { title: &title, x: "hosts", y: "slowest host ÷ bound" };
-        Ok(plot::lines(path, &labels, &lines, &[])?)
+        figures::completion(path, &title, &self.rows)
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use faasnet_lab::Network;
-use faasnet_lab::rivals::{self, Job, Rival, Settings};
+use faasnet_lab::rivals::{self, Brake, Job, Rival, Settings};
 
 use super::compare::{ComparePlan, CompareRow, System, Tried};
 use super::experiment;
@@ -31,6 +31,7 @@ pub(crate) struct Contest {
     blob: PathBuf,
     digest: String,
     runs: usize,
+    brake: Brake,
 }
 
 /// One run of one system that delivered the right bytes to every host.
@@ -56,12 +57,18 @@ struct Entry {
 
 impl Contest {
     /// Makes the bytes in `folder`.
-    pub(crate) async fn new(network: Network, plan: ComparePlan, lab: Plan, folder: PathBuf) -> Result<Self> {
+    pub(crate) async fn new(
+        network: Network,
+        plan: ComparePlan,
+        lab: Plan,
+        folder: PathBuf,
+        brake: Brake,
+    ) -> Result<Self> {
         let made = tokio::task::spawn_blocking(move || {
             let layout = image::layout(&lab, &folder)?;
             let blob = image::blob(lab.size, &folder.join("origin"))?;
             let digest = verify::digest_of_reader(File::open(&blob)?).context("cannot read the blob")?;
-            Ok(Self { network, plan, lab, folder, layout, blob, digest, runs: 0 })
+            Ok(Self { network, plan, lab, folder, layout, blob, digest, runs: 0, brake })
         });
         made.await.context("making the bytes broke off")?
     }
@@ -131,9 +138,9 @@ impl Contest {
         let patience = Duration::from_secs_f64(PATIENCE * bound_seconds * self.lab.hosts as f64) + GRACE;
         let (network, blob, dir, digest) =
             (self.network.clone(), self.blob.clone(), dir.to_owned(), self.digest.clone());
-        let bytes = self.plan.size;
+        let (bytes, brake) = (self.plan.size, self.brake.clone());
         let work = move || {
-            let job = Job { network: &network, blob: &blob, bytes, folder: &dir, patience };
+            let job = Job { network: &network, blob: &blob, bytes, folder: &dir, patience, brake: &brake };
             let delivery = rivals::deliver(rival, settings, &job)?;
             for (file, host) in delivery.files.iter().zip(network.agents()) {
                 let got = File::open(file).and_then(verify::digest_of_reader);
@@ -202,7 +209,7 @@ impl Entry {
         CompareRow {
             system: self.system.to_string(),
             version: self.version,
-            settings: self.settings.map_or("as built".into(), Settings::to_string),
+            settings: self.settings.map_or("defaults".into(), Settings::to_string),
             hosts,
             seconds: median.map(|run| run.seconds),
             bound_seconds: median.map(|run| run.bound_seconds),

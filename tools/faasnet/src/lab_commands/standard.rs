@@ -3,13 +3,13 @@
 //! The set is a list of jobs, each with a file of raw data in the folder. A job whose file is there is not run again, so an interrupted
 //! command goes on where it stopped; the page and its plots are made from the files alone.
 
-mod figures;
+pub(super) mod figures;
 mod folder;
 mod job;
 mod page;
 mod perform;
 mod progress;
-mod tables;
+pub(super) mod tables;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -13,6 +13,7 @@ mod failures;
 mod full_store;
 mod images;
 mod lab;
+mod lab_compare;
 mod lab_report;
 mod origins;
 mod small_buffers;

@@ -11,9 +11,10 @@ use crate::LabError;
 use crate::error::Result;
 use crate::network::Host;
 
+/// How much is checked and passed on as one, and to how many a client talks (0: to all). Larger units wait longer before they can be given.
 pub(super) const SWEEP: &[Settings] = &[
     Settings(&[("hashed KiB", "256"), ("bt-max-peers", "0")]),
-    Settings(&[("hashed KiB", "1024"), ("bt-max-peers", "0")]),
+    Settings(&[("hashed KiB", "128"), ("bt-max-peers", "0")]),
     Settings(&[("hashed KiB", "256"), ("bt-max-peers", "8")]),
 ];
 const TRACKER_PORT: u16 = 6969;

@@ -16,7 +16,7 @@ use crate::network::Host;
 /// Where clients listen for each other.
 pub(super) const PORT: u16 = 6881;
 /// The setting that says how much of the file has one hash.
-const HASHED_KIB: &str = "hashed KiB";
+pub(super) const HASHED_KIB: &str = "hashed KiB";
 
 /// The description of a file.
 pub(super) struct Torrent {
@@ -27,25 +27,14 @@ pub(super) struct Torrent {
 
 /// Writes the description of the job's blob; hosts ask `tracker`, if there is one, for each other.
 pub(super) fn describe(job: &Job<'_>, settings: &Settings, tracker: Option<&str>) -> Result<Torrent> {
-    let kib: usize = settings.get(HASHED_KIB).parse().unwrap_or(1024);
+    let kib: u64 = settings.get(HASHED_KIB).parse().expect("sweeps have whole numbers of KiB");
     let hashes = hashes(job.blob, kib << 10).map_err(LabError::io(format!("cannot read {}", job.blob.display())))?;
-    let mut text = b"d".to_vec();
-    if let Some(tracker) = tracker {
-        text.extend(format!("8:announce{}:{tracker}", tracker.len()).bytes());
-    }
-    let (bytes, length) = (job.bytes, kib << 10);
-    text.extend(b"4:info");
-    let info = text.len();
-    text.extend(format!("d6:lengthi{bytes}e4:name{}:{BLOB}12:piece lengthi{length}e", BLOB.len()).bytes());
-    text.extend(format!("6:pieces{}:", hashes.len()).bytes());
-    text.extend(hashes);
-    text.push(b'e');
-    let id =
-        digest(&SHA1_FOR_LEGACY_USE_ONLY, &text[info..]).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-    text.push(b'e');
+    let info = info(job.bytes, kib << 10, &hashes);
+    let announce = tracker.map(|tracker| format!("8:announce{}:{tracker}", tracker.len())).unwrap_or_default();
+    let text = [b"d", announce.as_bytes(), b"4:info", &info, b"e"].concat();
     let path = job.folder.join("blob.torrent");
     std::fs::write(&path, text).map_err(LabError::io(format!("cannot write {}", path.display())))?;
-    Ok(Torrent { path, id })
+    Ok(Torrent { path, id: id(&info) })
 }
 
 /// The folder into which `host` receives.
@@ -58,13 +47,42 @@ pub(super) fn source<'a>(job: &Job<'a>) -> &'a Path {
     job.blob.parent().unwrap_or(Path::new("/"))
 }
 
-fn hashes(path: &Path, length: usize) -> std::io::Result<Vec<u8>> {
-    let (mut file, mut buffer, mut hashes) = (File::open(path)?, Vec::with_capacity(length), Vec::new());
+/// The part that the id is computed from.
+fn info(bytes: u64, length: u64, hashes: &[u8]) -> Vec<u8> {
+    let name = BLOB.len();
+    let head = format!("d6:lengthi{bytes}e4:name{name}:{BLOB}12:piece lengthi{length}e6:pieces{}:", hashes.len());
+    [head.as_bytes(), hashes, b"e"].concat()
+}
+
+fn id(info: &[u8]) -> String {
+    digest(&SHA1_FOR_LEGACY_USE_ONLY, info).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// One after the other, of every `length` bytes and of what remains.
+fn hashes(path: &Path, length: u64) -> std::io::Result<Vec<u8>> {
+    let (mut file, mut buffer, mut hashes) = (File::open(path)?, Vec::new(), Vec::new());
     loop {
         buffer.clear();
-        if file.by_ref().take(length as u64).read_to_end(&mut buffer)? == 0 {
+        if file.by_ref().take(length).read_to_end(&mut buffer)? == 0 {
             return Ok(hashes);
         }
         hashes.extend_from_slice(digest(&SHA1_FOR_LEGACY_USE_ONLY, &buffer).as_ref());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Catches descriptions that clients refuse and ids that the tracker does not know; the id is what libtorrent 2.0.8 computes.
+    #[test]
+    fn the_id_is_that_of_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("blob");
+        std::fs::write(&path, "abc").unwrap();
+        let hashes = hashes(&path, 16 << 10).unwrap();
+        assert_eq!(id(&info(3, 16 << 10, &hashes)), "c893a13c43fbabff9c89db76c56dabcb9b7d4b46");
+        std::fs::write(&path, [0; 5]).unwrap();
+        assert_eq!(super::hashes(&path, 2).unwrap().len(), 3 * 20);
     }
 }

@@ -8,10 +8,12 @@ use super::stage::Stage;
 use super::{Delivery, Job, Settings};
 use crate::error::Result;
 
+/// How much is checked and passed on as one, to how many a client gives at the same time (-1: to all who ask), how much it asks for ahead.
+/// Super-seeding lets the origin send hardly more than one image, and takes longer by half and more.
 pub(super) const SWEEP: &[Settings] = &[
-    Settings(&[("hashed KiB", "256"), ("unchoke_slots_limit", "8"), ("super_seeding", "0")]),
-    Settings(&[("hashed KiB", "256"), ("unchoke_slots_limit", "4"), ("super_seeding", "1")]),
-    Settings(&[("hashed KiB", "1024"), ("unchoke_slots_limit", "8"), ("super_seeding", "0")]),
+    Settings(&[("hashed KiB", "128"), ("unchoke_slots_limit", "4"), ("max_out_request_queue", "16")]),
+    Settings(&[("hashed KiB", "256"), ("unchoke_slots_limit", "-1"), ("max_out_request_queue", "500")]),
+    Settings(&[("hashed KiB", "256"), ("unchoke_slots_limit", "8"), ("max_out_request_queue", "16")]),
 ];
 const SCRIPT: &str = include_str!("libtorrent_client.py");
 
@@ -27,7 +29,8 @@ pub(super) fn swarm(settings: &Settings, job: &Job<'_>) -> Result<Delivery> {
     let arguments = |role: &str, host: &crate::Host, folder: &std::path::Path| -> Vec<OsString> {
         let own = [script.as_os_str(), role.as_ref(), torrent.as_ref(), folder.as_ref()].map(OsString::from);
         let address = [host.address.to_string(), PORT.to_string(), everybody.join(",")].map(OsString::from);
-        let swept = ["unchoke_slots_limit", "super_seeding"].map(|name| settings.get(name).into());
+        let swept = settings.0.iter().filter(|(name, _)| *name != bittorrent::HASHED_KIB);
+        let swept = swept.map(|(name, value)| format!("{name}={value}").into());
         own.into_iter().chain(address).chain(swept).collect()
     };
     let origin = job.network.origin();

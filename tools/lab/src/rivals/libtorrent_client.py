@@ -1,14 +1,14 @@
 """One BitTorrent client of the lab: seeds the file, or fetches it when a line comes on standard input, prints "done" and goes on giving.
 
-ROLE TORRENT FOLDER ADDRESS PORT EVERYBODY UNCHOKE_SLOTS SUPER_SEEDING
+ROLE TORRENT FOLDER ADDRESS PORT EVERYBODY [SETTING=VALUE...]
 """
 
 import sys
 
 import libtorrent as lt
 
-role, torrent, folder, address, port, everybody, slots, super_seeding = sys.argv[1:]
-session = lt.session({
+role, torrent, folder, address, port, everybody, *swept = sys.argv[1:]
+settings = {
     "listen_interfaces": f"{address}:{port}",
     "alert_mask": lt.alert.category_t.status_notification | lt.alert.category_t.storage_notification
     | lt.alert.category_t.error_notification,
@@ -25,15 +25,17 @@ session = lt.session({
     # A transfer is over before the usual rounds of 15 and 30 seconds come round.
     "unchoke_interval": 1,
     "optimistic_unchoke_interval": 2,
-    "unchoke_slots_limit": int(slots),
-})
+}
+settings.update((name, int(value)) for name, value in (setting.split("=") for setting in swept))
+super_seeding = settings.pop("super_seeding", 0)
+session = lt.session(settings)
 wanted = lt.add_torrent_params()
 wanted.ti = lt.torrent_info(torrent)
 wanted.save_path = folder
 wanted.flags &= ~(lt.torrent_flags.auto_managed | lt.torrent_flags.paused)
 if role == "seed":
     wanted.flags |= lt.torrent_flags.seed_mode
-    if super_seeding == "1":
+    if super_seeding:
         wanted.flags |= lt.torrent_flags.super_seeding
 else:
     sys.stdin.readline()

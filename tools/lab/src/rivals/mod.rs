@@ -5,6 +5,7 @@
 
 mod aria2;
 mod bittorrent;
+mod brake;
 mod libtorrent;
 mod nginx;
 mod program;
@@ -17,6 +18,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use brake::Brake;
 pub use settings::Settings;
 
 use crate::error::Result;
@@ -54,6 +56,8 @@ pub struct Job<'a> {
     pub folder: &'a Path,
     /// Whoever is not done then has failed.
     pub patience: Duration,
+    /// Of whoever may want to end it early.
+    pub brake: &'a Brake,
 }
 
 /// What came of it. Nobody has looked into the files yet.

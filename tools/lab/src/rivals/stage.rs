@@ -1,4 +1,6 @@
 //! The processes of one delivery: daemons, a client per host behind a gate, the clock. Dropping it ends every process on the lab's hosts.
+//!
+//! Processes are born in their host's namespace: one that had to enter it first could be missed by whoever ends all that are in there.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -74,8 +76,8 @@ impl<'a> Stage<'a> {
     ) -> Result<()> {
         let (mut command, _) = self.command(host, program)?;
         command.args(arguments.into_iter().map(Into::into)).stdin(Stdio::null());
-        let child = command.spawn().map_err(LabError::io(format!("cannot start {program} on {}", host.name)))?;
-        self.daemons.push((host.clone(), child));
+        let daemon = self.spawn(host, command)?;
+        self.daemons.push((host.clone(), daemon));
         Ok(())
     }
 
@@ -91,7 +93,7 @@ impl<'a> Stage<'a> {
         let (mut command, log) = self.command(host, "sh")?;
         command.arg("-c").arg(script).arg("client").args(arguments.into_iter().map(Into::into));
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let process = command.spawn().map_err(LabError::io(format!("cannot start the client on {}", host.name)))?;
+        let process = self.spawn(host, command)?;
         self.clients.push(Client { host: host.clone(), file, log, process });
         Ok(())
     }
@@ -191,7 +193,13 @@ impl<'a> Stage<'a> {
         pids.filter_map(|pid| Some((pid, process::cpu_seconds_with_children(pid)?))).collect()
     }
 
-    /// A command on `host` whose messages go to a log; in both cases the program follows.
+    fn spawn(&self, host: &Host, mut command: Command) -> Result<Child> {
+        let brake = self.job.brake.clone();
+        let what = format!("cannot start {} on {}", command.get_program().display(), host.name);
+        enter::run(&host.namespace, move || brake.unless_pulled(|| command.spawn()))?.map_err(LabError::io(what))
+    }
+
+    /// A command for `host` whose messages go to a log.
     fn command(&self, host: &Host, program: &str) -> Result<(Command, PathBuf)> {
         let missing = || LabError::Invalid(format!("{program} is not installed"));
         let path = super::program::path(program).ok_or_else(missing)?;
@@ -199,8 +207,8 @@ impl<'a> Stage<'a> {
         let open = |log: &PathBuf| File::options().append(true).create(true).open(log);
         let file = open(&log).and_then(|file| Ok((file.try_clone()?, file)));
         let (out, errors) = file.map_err(LabError::io(format!("cannot write {}", log.display())))?;
-        let mut command = enter::command(&host.namespace);
-        command.arg(path).stdout(out).stderr(errors);
+        let mut command = Command::new(path);
+        command.stdout(out).stderr(errors);
         Ok((command, log))
     }
 

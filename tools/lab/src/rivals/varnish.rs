@@ -9,7 +9,7 @@ use super::{Delivery, Job, Settings};
 use crate::error::Result;
 use crate::network::Host;
 
-/// Readers are woken per chunk that was fetched; more worker threads help only with many files.
+/// How much memory is taken at once for what arrives, and in how many groups threads are. On these links they differ by less than runs do.
 pub(super) const SWEEP: &[Settings] = &[
     Settings(&[("fetch_chunksize", "128k"), ("thread_pools", "1")]),
     Settings(&[("fetch_chunksize", "16k"), ("thread_pools", "1")]),

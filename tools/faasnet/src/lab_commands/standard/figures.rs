@@ -14,7 +14,7 @@ use crate::lab_commands::report::LabReport;
 const MOST_DISTURBED: f64 = 1.25;
 
 /// The slowest host ÷ bound, over the number of hosts; ours are thick.
-pub(super) fn completion(path: &Path, title: &str, rows: &[CompareRow]) -> Result<()> {
+pub(in crate::lab_commands) fn completion(path: &Path, title: &str, rows: &[CompareRow]) -> Result<()> {
     let (counts, systems) = tables::axes(rows);
     let line = |system: &String| Series {
         name: system.clone(),

@@ -51,7 +51,7 @@ pub(super) fn completion(rows: &[CompareRow]) -> String {
 }
 
 /// Versions, settings and remarks of the systems, one line each.
-pub(super) fn systems(rows: &[CompareRow]) -> String {
+pub(in crate::lab_commands) fn systems(rows: &[CompareRow]) -> String {
     let (_, systems) = axes(rows);
     let line = |system: &String| {
         let of = || rows.iter().filter(|row| row.system == *system);

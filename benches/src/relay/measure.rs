@@ -60,7 +60,7 @@ pub(crate) fn with_children(lab: &Lab, engine: Engine, mode: Mode, children: &[C
     }
     let gate = Arc::new(Gate::default());
     let protocol = match engine {
-        Engine::Splice | Engine::Copy => Protocol::Frames,
+        ours if ours.is_ours() => Protocol::Frames,
         Engine::NginxCache => Protocol::Http,
         _ => Protocol::Raw,
     };

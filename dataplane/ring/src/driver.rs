@@ -185,7 +185,7 @@ impl Driver {
     }
 
     /// Receives what comes next on `fd`, at least one byte, into `buffer[range]`: `Received` follows. One at a time per descriptor. It
-    /// wakes up like a poll does (SO_RCVLOWAT).
+    /// takes at once what is there; when nothing is, it wakes up like a poll does (SO_RCVLOWAT).
     ///
     /// # Panics
     /// When `range` is empty or not within `buffer`, or the driver does not move socket bytes ([`Driver::moves_sockets`]).

@@ -46,6 +46,11 @@ impl Pipe {
         self.slots
     }
 
+    /// What it holds where fragments are whole pages.
+    pub fn capacity_bytes(&self) -> usize {
+        self.slots * SLOT_BYTES
+    }
+
     /// Bytes in the pipe.
     pub fn buffered(&self) -> usize {
         self.buffered.get()

@@ -17,7 +17,7 @@ use crate::output;
 pub enum BenchCommand {
     /// Relay a stream to two children: the agent's worker against copy loops, tokio and nginx (two cores; better as root)
     #[command(after_help = "\
-Engines: splice, copy (the agent's worker); copy-256k, copy-1m, tokio, nginx-cache, direct (to compare with)
+Engines: auto, splice, registered, copy, tokio-uring (the agent's worker); copy-256k, copy-1m, tokio, nginx-cache, direct (to compare with)
 Modes:   forward, keep, keep+xxh3, keep+blake3
 
 As root the relay sits between network namespaces of its own, else on loopback. It has a core for itself.

@@ -113,12 +113,12 @@ fn serve(job: &str) -> Result<()> {
     let job: Job = serde_json::from_str(job).context("this command is started by `faasnet bench relay` only")?;
     environment::pin(&[job.core])?;
     let relay: Box<dyn Relay> = match job.engine {
-        Engine::Splice | Engine::Copy => Box::new(worker::WorkerRelay::start(&job)?),
+        ours if ours.is_ours() => Box::new(worker::WorkerRelay::start(&job)?),
         Engine::Copy256K => Box::new(copy::CopyRelay::start(&job, 256 << 10)?),
         Engine::Copy1M => Box::new(copy::CopyRelay::start(&job, 1 << 20)?),
         Engine::Tokio => Box::new(with_tokio::TokioRelay::start(&job)?),
         Engine::Direct => Box::new(direct::DirectRelay::start(&job)?),
-        Engine::NginxCache => bail!("nginx is a process of its own"),
+        other => bail!("{other} is a process of its own"),
     };
     say(&Word::Ready(relay.port()))?;
     for line in std::io::stdin().lines() {

@@ -47,6 +47,8 @@ pub(super) struct Function {
     bytes_from_store: u64,
     bytes_copied: u64,
     mover: String,
+    /// Why this one; empty before the worker has reported.
+    mover_reason: String,
     elapsed_us: u64,
     upstreams: Vec<Upstream>,
     levels: Vec<u32>,
@@ -99,6 +101,7 @@ impl Function {
             bytes_from_store: progress.bytes_from_store,
             bytes_copied: progress.bytes_copied,
             mover: progress.mover,
+            mover_reason: row.report.as_ref().map_or_else(String::new, |report| report.mover_reason.clone()),
             elapsed_us: progress.elapsed_us,
             upstreams: progress.upstreams.iter().map(Upstream::new).collect(),
             levels: progress.levels,

@@ -56,7 +56,30 @@ pub(super) fn text(view: &View, feed: &Counters) -> String {
             let _ = writeln!(text, "{name}{{tenant=\"{tenant}\",function=\"{function}\"}} {}", read(progress));
         }
     }
+    workers(&mut text, view);
     text
+}
+
+/// How blocks pass, function by function, as its worker told last.
+fn workers(text: &mut String, view: &View) {
+    let reports = || view.rows.values().filter_map(|row| Some((row, row.report.as_ref()?)));
+    header(text, "faasnet_mover", "gauge", "1: the mover by which the function's blocks pass, and why this one.");
+    for (row, report) in reports() {
+        let (tenant, function, reason) = (escape(&row.tenant), escape(&row.name), escape(&report.mover_reason));
+        let mover = report.mover;
+        // Ignored here and below: writing to a String does not fail.
+        let _ = writeln!(
+            text,
+            "faasnet_mover{{tenant=\"{tenant}\",function=\"{function}\",mover=\"{mover}\",reason=\"{reason}\"}} 1"
+        );
+    }
+    let help = "Completions of what had been closed, at the worker that holds the function.";
+    header(text, "faasnet_stale_completions_total", "counter", help);
+    for (row, report) in reports() {
+        let (tenant, function, stale) = (escape(&row.tenant), escape(&row.name), report.stale_completions);
+        let _ =
+            writeln!(text, "faasnet_stale_completions_total{{tenant=\"{tenant}\",function=\"{function}\"}} {stale}");
+    }
 }
 
 fn single(text: &mut String, name: &str, kind: &str, help: &str, value: u64) {

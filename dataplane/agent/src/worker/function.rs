@@ -251,6 +251,7 @@ impl Function {
             bytes_copied: counters.bytes_copied,
             mover,
             mover_reason,
+            stale_completions: io.driver.stale_completions(),
             elapsed: self.took.unwrap_or_else(|| io.now().saturating_sub(self.since)),
             upstreams: counters.upstreams.clone(),
             levels: self.stripes.iter().map(Stripe::level).collect(),

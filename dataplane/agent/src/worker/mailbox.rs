@@ -151,6 +151,8 @@ pub struct FunctionReport {
     pub mover: &'static str,
     /// Why this one, for people.
     pub mover_reason: String,
+    /// Of the worker that holds the function: completions of what had been closed, which it counted and did not believe.
+    pub stale_completions: u64,
     /// From the first assignment to the last block, or to now.
     pub elapsed: Duration,
     /// Payload per upstream and stripe, in the order in which they were used.

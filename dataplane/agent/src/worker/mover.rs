@@ -164,7 +164,7 @@ pub(super) struct Change {
 }
 
 /// With fragments below this a frame is cheaper copied than passed by reference.
-const SMALL_BYTES: usize = 3 << 10;
+const SMALL_BYTES: usize = 4 << 10;
 /// With fragments from here on it is spliced again; between the two it stays as it is.
 const LARGE_BYTES: usize = 8 << 10;
 /// Measurements that must agree: the first fragments of a connection, and those after a loss, are smaller than usual.

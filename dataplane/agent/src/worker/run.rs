@@ -131,6 +131,16 @@ impl Worker {
             }
         };
         let transit = movers.may_splice().then(|| Pipe::new(tuning.pipe_bytes)).transpose();
+        if let Ok(Some(pipe)) = &transit
+            && pipe.capacity_bytes() < tuning.pipe_bytes
+        {
+            tracing::warn!(
+                wanted = tuning.pipe_bytes,
+                granted = pipe.capacity_bytes(),
+                "pipes are smaller than asked for: frames that do not fit go through buffers; raise fs.pipe-max-size and \
+                 fs.pipe-user-pages-soft, or give the agent CAP_SYS_RESOURCE"
+            );
+        }
         let pipes = [transit.context("cannot make a pipe")?, movers.gauge().context("cannot make a pipe")?];
         let advertised = config.advertise.unwrap_or(address);
         let advertised =

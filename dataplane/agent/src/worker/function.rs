@@ -13,7 +13,7 @@ use faasnet_relay::wire::{Challenge, Hello, Refusal, UNSIGNED};
 use faasnet_ring::{LeaseMut, Outcome};
 use faasnet_store::StoredImage;
 
-use super::io::{ConnId, Direction, DiskOp, Io};
+use super::io::{ConnId, Direction, DiskOp, Io, Purpose};
 use super::mailbox::{Assignment, FunctionReport, ReportState, WorkerEvent};
 use super::newcomer::Newcomer;
 use super::stripe::Stripe;
@@ -174,6 +174,9 @@ impl Function {
         if !self.is_of_this_image(op) {
             return;
         }
+        if matches!(op.purpose, Purpose::Keep { direct: false, .. }) {
+            op.image.went_through_cache(op.block);
+        }
         match result.and_then(|()| op.image.mark(op.block)) {
             Ok(_) => {
                 self.stripes[op.stripe.index()].stored(op.block, &mut self.shared, io);
@@ -190,7 +193,10 @@ impl Function {
             return;
         }
         match result {
-            Ok(lease) => self.stripes[op.stripe.index()].loaded(op, lease, &mut self.shared, io),
+            Ok(lease) => {
+                op.image.went_through_cache(op.block);
+                self.stripes[op.stripe.index()].loaded(op, lease, &mut self.shared, io);
+            }
             Err(error) => self.fail(disk_error("read", op.block, &error), io),
         }
     }

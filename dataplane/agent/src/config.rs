@@ -331,8 +331,8 @@ impl Config {
         })?;
         let longest = self.silence_ms.max(self.waiting_move_ms).max(self.guest_ms);
         ensure(longest <= 3_600_000, "silence_ms, waiting_move_ms, guest_ms", || "an hour is the most".into())?;
-        ensure((4..=4096).contains(&self.buffers), "buffers", || {
-            format!("{} is not between 4 and 4096 (each holds a block of 256 KiB)", self.buffers)
+        ensure((8..=4096).contains(&self.buffers), "buffers", || {
+            format!("{} is not between 8 and 4096 (each holds a block of 256 KiB)", self.buffers)
         })?;
         ensure(self.store_quota_bytes.is_none_or(|quota| quota >= 1 << 20), "store_quota_bytes", || {
             "less than 1 MiB holds no image; leave it out for no limit".into()

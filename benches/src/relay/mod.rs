@@ -17,6 +17,7 @@ mod sink;
 mod slow_child;
 mod stream;
 pub mod svg;
+pub mod targets;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -95,7 +96,8 @@ pub fn run(options: &Options, mut progress: impl FnMut(&str)) -> Result<Report> 
     };
     let mut rows: Vec<Row> = setups.into_iter().flat_map(|setup| setup.rows(&combinations)).collect();
     report::compare(&mut rows);
-    Ok(Report { environment, rows, slow_child, notes })
+    let targets = targets::judge(&rows);
+    Ok(Report { environment, rows, targets, slow_child, notes })
 }
 
 fn set_up(options: &Options, folder: &Path, combinations: usize, notes: &mut Vec<String>) -> Result<Vec<Setup>> {

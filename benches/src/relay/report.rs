@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::measure::Sample;
 use super::rows::Combination;
+use super::targets::Target;
 use super::{Engine, Environment, Mode, Setting};
 
 /// Everything that was measured.
@@ -13,6 +14,8 @@ pub struct Report {
     pub environment: Environment,
     /// By mode and engine.
     pub rows: Vec<Row>,
+    /// What the rows are to reach, where both rows of a ratio were measured.
+    pub targets: Vec<Target>,
     /// What a slow child costs its sibling.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub slow_child: Vec<SlowChild>,
@@ -114,13 +117,16 @@ pub(crate) fn compare(rows: &mut [Row]) {
         let sweep = &rows[index].sweep;
         let plain = rows.iter().find(|row| row.engine == Engine::Copy256K && row.mode == mode && row.sweep == *sweep);
         let Some(plain) = plain else { continue };
-        let pairs: Vec<_> = rows[index].samples.iter().copied().zip(plain.samples.iter().copied()).collect();
-        let ratio = |of: fn(&Sample) -> f64| {
-            median(&pairs.iter().map(|(ours, theirs)| of(ours) / of(theirs)).collect::<Vec<_>>())
-        };
-        let (speed, cost) = (ratio(|sample| sample.gib_per_s), ratio(|sample| sample.cpu_s_per_gib));
+        let speed = ratio(&rows[index], plain, |sample| sample.gib_per_s);
+        let cost = ratio(&rows[index], plain, |sample| sample.cpu_s_per_gib);
         (rows[index].speed_against_copy, rows[index].cpu_against_copy) = (Some(speed), Some(cost));
     }
+}
+
+/// One row against another, run by run: the median.
+pub(crate) fn ratio(ours: &Row, theirs: &Row, of: fn(&Sample) -> f64) -> f64 {
+    let pairs = ours.samples.iter().zip(&theirs.samples);
+    median(&pairs.map(|(ours, theirs)| of(ours) / of(theirs)).collect::<Vec<_>>())
 }
 
 /// The middle one, or the mean of the two in the middle.

@@ -66,6 +66,9 @@ pub struct Config {
     pub engine: Engine,
     /// How a block is checked before it is passed on and kept. What the origin sends is always checked by BLAKE3.
     pub verify: Verify,
+    /// Blocks are passed on without being looked at or kept: an experiment, to see what forwarding alone costs. No flag sets it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub experiment_forward_only: bool,
     /// Memory that the controller may fill with functions; by default all of the host's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_mib: Option<u64>,
@@ -170,6 +173,7 @@ impl Default for Config {
             tls_key: None,
             engine: Engine::Auto,
             verify: Verify::default(),
+            experiment_forward_only: false,
             memory_mib: None,
             silence_ms: millis(patience.silence),
             waiting_move_ms: millis(patience.waiting),
@@ -327,8 +331,8 @@ impl Config {
         })?;
         let longest = self.silence_ms.max(self.waiting_move_ms).max(self.guest_ms);
         ensure(longest <= 3_600_000, "silence_ms, waiting_move_ms, guest_ms", || "an hour is the most".into())?;
-        ensure((4..=4096).contains(&self.buffers), "buffers", || {
-            format!("{} is not between 4 and 4096 (each holds a block of 256 KiB)", self.buffers)
+        ensure((8..=4096).contains(&self.buffers), "buffers", || {
+            format!("{} is not between 8 and 4096 (each holds a block of 256 KiB)", self.buffers)
         })?;
         ensure(self.store_quota_bytes.is_none_or(|quota| quota >= 1 << 20), "store_quota_bytes", || {
             "less than 1 MiB holds no image; leave it out for no limit".into()

@@ -60,6 +60,7 @@ impl Agent {
                 tuning: config.tuning(),
                 verify: config.verify,
                 store_write: config.store_write,
+                forward_only: config.experiment_forward_only,
             })
             .await?;
             let address = worker.data_address();

@@ -156,6 +156,7 @@ pub(crate) fn report(function: FunctionId, image: ImageId, epoch: u64, state: Re
         bytes_live: 0,
         bytes_from_store: 0,
         bytes_copied: 0,
+        bytes_direct: 0,
         mover: "copy",
         mover_reason: "a \"test\"".into(),
         stale_completions: 3,

@@ -2,6 +2,8 @@
 
 use std::fs::File;
 use std::io;
+use std::num::NonZeroU64;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
@@ -49,6 +51,29 @@ pub const DIRECT_ALIGN_BYTES: u64 = 4096;
 /// Opens an existing file for writes past the page cache (O_DIRECT). Some file systems refuse that here, some at the first write.
 pub fn open_direct(path: &Path) -> io::Result<File> {
     File::options().write(true).custom_flags(libc::O_DIRECT).open(path)
+}
+
+/// Has the kernel begin to write what is dirty of `range` to the disk. May wait for the disk's queue.
+pub fn begin_write_back(file: &File, range: Range<u64>) -> io::Result<()> {
+    sync_range(file, range, libc::SYNC_FILE_RANGE_WRITE)
+}
+
+/// Waits until `range` is written to the disk (data only, not what it takes to find it after a crash) and takes it out of the page
+/// cache. An error is told once per open file: a later sync of the same `file` may not tell it again.
+pub fn release(file: &File, range: Range<u64>) -> io::Result<()> {
+    let Some(len) = NonZeroU64::new(range.end.saturating_sub(range.start)) else { return Ok(()) };
+    let all = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    sync_range(file, range.clone(), all)?;
+    Ok(rustix::fs::fadvise(file, range.start, Some(len), rustix::fs::Advice::DontNeed)?)
+}
+
+fn sync_range(file: &File, range: Range<u64>, flags: libc::c_uint) -> io::Result<()> {
+    let (offset, len) = (range.start as libc::off64_t, range.end.saturating_sub(range.start) as libc::off64_t);
+    // SAFETY: the descriptor is borrowed for the call, which takes no memory of ours.
+    match unsafe { libc::sync_file_range(file.as_raw_fd(), offset, len, flags) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// The id of this boot of the host: what was written under another one is only as good as the disk.

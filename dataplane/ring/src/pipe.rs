@@ -96,6 +96,14 @@ impl Pipe {
         self.lost(Outcome::of_write(rustix::io::retry_on_intr(|| splice(&self.reader, None, &fd, None, len, flags))))
     }
 
+    /// Copies bytes from the front into `bytes` and consumes them.
+    pub fn read(&self, bytes: &mut [u8]) -> Outcome {
+        if bytes.is_empty() {
+            return Outcome::Moved(0);
+        }
+        self.lost(Outcome::of_read(rustix::io::retry_on_intr(|| rustix::io::read(&self.reader, &mut *bytes))))
+    }
+
     /// Throws up to `len` bytes from the front away.
     pub fn discard(&self, len: usize) -> Outcome {
         if len == 0 {

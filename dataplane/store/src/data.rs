@@ -4,11 +4,12 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use faasnet_ring::file::{DIRECT_ALIGN_BYTES, open_direct};
+use faasnet_ring::file::{self, DIRECT_ALIGN_BYTES, open_direct};
 
 use crate::WriteMode;
 
@@ -19,6 +20,8 @@ pub(crate) struct DataFile {
     direct: Option<Arc<File>>,
     /// A direct write was refused for its form: the file system lets the file be opened so and not be written so.
     refused: AtomicBool,
+    /// The kernel has told once that bytes did not reach the disk; it does not tell the next who asks.
+    lost: AtomicBool,
 }
 
 impl DataFile {
@@ -32,7 +35,7 @@ impl DataFile {
                 opened.inspect_err(|error| explain(error)).ok().map(Arc::new)
             }
         };
-        Self { cached: Arc::new(cached), direct, refused: AtomicBool::new(false) }
+        Self { cached: Arc::new(cached), direct, refused: AtomicBool::new(false), lost: AtomicBool::new(false) }
     }
 
     /// The file through the page cache.
@@ -53,6 +56,33 @@ impl DataFile {
             explain(error);
         }
         refused
+    }
+
+    /// Waits until everything that was written is on the disk.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        self.cached.sync_data()?;
+        match self.lost.load(Ordering::Acquire) {
+            true => Err(io::Error::other("blocks did not reach the disk; look for its errors in the kernel's log")),
+            false => Ok(()),
+        }
+    }
+
+    /// Has the kernel begin to write these bytes to the disk.
+    pub(crate) fn begin_write_back(&self, range: Range<u64>) {
+        self.note(file::begin_write_back(&self.cached, range));
+    }
+
+    /// Waits until these bytes are on the disk and takes them out of the page cache.
+    pub(crate) fn release(&self, range: Range<u64>) {
+        self.note(file::release(&self.cached, range));
+    }
+
+    fn note(&self, result: io::Result<()>) {
+        if let Err(error) = result
+            && !self.lost.swap(true, Ordering::AcqRel)
+        {
+            tracing::error!(%error, "stored blocks did not reach the disk");
+        }
     }
 }
 

@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use faasnet_api::{BlockIndex, Descriptor, Geometry, Verify};
 
-use crate::PresentMap;
+use crate::{PresentMap, StoreOptions};
 use crate::data::DataFile;
+use crate::release::Releaser;
 use crate::map::MapFile;
 use crate::present::word_of;
 
@@ -21,7 +22,8 @@ use crate::present::word_of;
 pub struct StoredImage {
     tenant: String,
     descriptor: Arc<Descriptor>,
-    data: DataFile,
+    data: Arc<DataFile>,
+    releaser: Option<Releaser>,
     map: MapFile,
     present: PresentMap,
     /// What tells whether bytes on the disk are right.
@@ -30,6 +32,14 @@ pub struct StoredImage {
     bytes_reused: AtomicU64,
     /// The other files of the image, synced by `finish` so that they are found after a crash: descriptor, tenant, folder.
     beside: Vec<File>,
+}
+
+/// The open files of an image.
+pub(crate) struct Opened {
+    pub(crate) data: DataFile,
+    pub(crate) map: MapFile,
+    /// See [`StoredImage`].
+    pub(crate) beside: Vec<File>,
 }
 
 /// What [`StoredImage::verify_all`] found.
@@ -45,21 +55,22 @@ impl StoredImage {
     pub(crate) fn new(
         tenant: String,
         descriptor: Arc<Descriptor>,
-        data: DataFile,
-        map: MapFile,
+        files: Opened,
         words: &[u64],
-        beside: Vec<File>,
-        verify: Verify,
+        options: &StoreOptions,
+        releaser: Option<Releaser>,
     ) -> Self {
+        let Opened { data, map, beside } = files;
         let present = PresentMap::new(descriptor.geometry().blocks(), words);
         let bytes = bytes_of(descriptor.geometry(), &present);
         Self {
             tenant,
             descriptor,
-            data,
+            data: Arc::new(data),
+            releaser,
             map,
             present,
-            verify,
+            verify: options.verify,
             bytes_present: AtomicU64::new(bytes),
             bytes_reused: AtomicU64::new(0),
             beside,
@@ -117,6 +128,13 @@ impl StoredImage {
         self.present.count() == self.present.len()
     }
 
+    /// Tells that `block` went through the page cache, so that it can be released from there. Never waits.
+    pub fn went_through_cache(&self, block: BlockIndex) {
+        if let (Some(releaser), Some(place)) = (&self.releaser, self.geometry().place(block)) {
+            releaser.note(&self.data, place.file_offset..place.file_offset + u64::from(place.len));
+        }
+    }
+
     /// Declares that the verified bytes of `block` have been written to [`StoredImage::file`]. `false` if it was present already (or
     /// the image has no such block). Writes 8 bytes into the page cache; called by the image's worker.
     pub fn mark(&self, block: BlockIndex) -> io::Result<bool> {
@@ -165,7 +183,7 @@ impl StoredImage {
     pub fn finish(&self) -> io::Result<()> {
         // Taken before the sync: a block that is marked during it makes the mark of cleanness void, see `map`.
         let words: Vec<u64> = self.present.words().collect();
-        self.file().sync_data()?;
+        self.data.sync()?;
         for file in &self.beside {
             file.sync_all()?;
         }

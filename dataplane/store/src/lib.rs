@@ -13,6 +13,7 @@ mod image;
 mod map;
 mod options;
 mod present;
+mod release;
 mod reuse;
 mod store;
 #[cfg(test)]

@@ -12,8 +12,9 @@ use faasnet_ring::file::{boot_id, preallocate};
 
 use crate::data::DataFile;
 use crate::folder::{Folder, new_file_options};
-use crate::image::bytes_of;
+use crate::image::{Opened, bytes_of};
 use crate::map::{Belief, BootId, Found, MapFile};
+use crate::release::Releaser;
 use crate::reuse::{self, Donor};
 use crate::{PresentMap, StoreError, StoreOptions, StoredImage};
 
@@ -42,6 +43,7 @@ pub struct HeldImage {
 struct Shared {
     folder: Folder,
     options: StoreOptions,
+    releaser: Option<Releaser>,
     boot: BootId,
     /// One image is opened at a time, so that an image has one `StoredImage` and the quota is kept. Taken before `images`.
     opening: Mutex<()>,
@@ -82,8 +84,9 @@ impl Store {
                 }
             }
         }
+        let releaser = options.cache_bytes.map(Releaser::start).transpose().map_err(failed)?;
         let (opening, images) = (Mutex::new(()), Mutex::new(images));
-        Ok(Self { shared: Arc::new(Shared { folder, options, boot, opening, images }) })
+        Ok(Self { shared: Arc::new(Shared { folder, options, releaser, boot, opening, images }) })
     }
 
     /// The node's id: random, made once, kept with the store.
@@ -180,8 +183,8 @@ impl Shared {
         let Files { data, map, beside, found } = files;
         let map = MapFile::open(map, image, descriptor.geometry().blocks(), self.boot);
         let data = DataFile::new(data, &self.folder.image(image).join("data"), self.options.write);
-        let verify = self.options.verify;
-        let stored = StoredImage::new(tenant.into(), Arc::clone(descriptor), data, map, &found.words, beside, verify);
+        let files = Opened { data, map, beside };
+        let stored = self.stored(tenant, descriptor, files, &found.words);
         if found.belief == Belief::Doubtful {
             let verified = stored.verify_all().map_err(|source| self.failed(image, "map", source))?;
             tracing::info!(
@@ -198,12 +201,13 @@ impl Shared {
     fn create(&self, tenant: &str, descriptor: &Arc<Descriptor>) -> Result<StoredImage, StoreError> {
         let image = descriptor.id();
         let unfinished = self.folder.unfinished(image);
-        let created = Files::create(&unfinished, tenant, descriptor, self.boot, &self.options).and_then(|created| {
+        let created = self.create_files(&unfinished, tenant, descriptor).and_then(|created| {
             // A folder that is not in the index, whoever left it: a rename onto it would fail again and again.
             self.folder.remove(image)?;
             fs::rename(&unfinished, self.folder.image(image))?;
             Ok(created)
         });
+        let created = created.map(|files| self.stored(tenant, descriptor, files, &[]));
         created.map_err(|source| {
             // Ignored: what cannot be removed now is removed when the store is opened next.
             let _ = fs::remove_dir_all(&unfinished);
@@ -212,6 +216,31 @@ impl Shared {
                 _ => self.failed(image, "", source),
             }
         })
+    }
+
+    fn stored(&self, tenant: &str, descriptor: &Arc<Descriptor>, files: Opened, words: &[u64]) -> StoredImage {
+        StoredImage::new(tenant.into(), Arc::clone(descriptor), files, words, &self.options, self.releaser.clone())
+    }
+
+    fn create_files(&self, folder: &Path, tenant: &str, descriptor: &Descriptor) -> io::Result<Opened> {
+        // What an attempt in this process that failed and could not be cleaned may have left.
+        if folder.exists() {
+            fs::remove_dir_all(folder)?;
+        }
+        fs::create_dir(folder)?;
+        let new = |name: &str| new_file_options().open(folder.join(name));
+        let data = new("data")?;
+        preallocate(&data, descriptor.geometry().file_bytes())?;
+        let data = DataFile::new(data, &folder.join("data"), self.options.write);
+        let map = MapFile::create(new("map")?, descriptor.id(), descriptor.geometry().blocks(), self.boot)?;
+        let write = |name: &str, bytes: &[u8]| {
+            let mut file = new(name)?;
+            io::Write::write_all(&mut file, bytes)?;
+            Ok::<_, io::Error>(file)
+        };
+        let mut beside = vec![write("descriptor", &descriptor.encode())?, write("tenant", tenant.as_bytes())?];
+        beside.extend(folders(folder)?);
+        Ok(Opened { data, map, beside })
     }
 
     /// Evicts images that nobody uses, the longest unused first, until `descriptor`'s file fits the quota.
@@ -333,33 +362,6 @@ impl Files {
         let mut beside = vec![open("descriptor")?, open("tenant")?];
         beside.extend(folders(folder).map_err(|error| error.to_string())?);
         Ok(Self { data, map, beside, found })
-    }
-
-    fn create(
-        folder: &Path,
-        tenant: &str,
-        descriptor: &Arc<Descriptor>,
-        boot: BootId,
-        options: &StoreOptions,
-    ) -> io::Result<StoredImage> {
-        // What an attempt in this process that failed and could not be cleaned may have left.
-        if folder.exists() {
-            fs::remove_dir_all(folder)?;
-        }
-        fs::create_dir(folder)?;
-        let new = |name: &str| new_file_options().open(folder.join(name));
-        let data = new("data")?;
-        preallocate(&data, descriptor.geometry().file_bytes())?;
-        let data = DataFile::new(data, &folder.join("data"), options.write);
-        let map = MapFile::create(new("map")?, descriptor.id(), descriptor.geometry().blocks(), boot)?;
-        let write = |name: &str, bytes: &[u8]| {
-            let mut file = new(name)?;
-            io::Write::write_all(&mut file, bytes)?;
-            Ok::<_, io::Error>(file)
-        };
-        let mut beside = vec![write("descriptor", &descriptor.encode())?, write("tenant", tenant.as_bytes())?];
-        beside.extend(folders(folder)?);
-        Ok(StoredImage::new(tenant.into(), Arc::clone(descriptor), data, map, &[], beside, options.verify))
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
+use faasnet_benches::relay::targets::Target;
 use faasnet_benches::relay::{self, Engine, Knobs, Mode, Options, Report, Sweep};
 
 use crate::cli::Global;
@@ -178,5 +179,8 @@ fn print(report: &Report) -> Result<()> {
     output::line(above)?;
     output::line(output::table(&report.columns(), report.cells()))?;
     output::line("speed and CPU: against copy-256k in the same mode, median over the rounds")?;
+    if !report.targets.is_empty() {
+        output::line(output::table(&Target::COLUMNS, report.targets.iter().map(Target::cells)))?;
+    }
     below.iter().try_for_each(output::line)
 }

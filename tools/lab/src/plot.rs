@@ -43,6 +43,26 @@ pub fn lines(path: &Path, labels: &Labels<'_>, lines: &[Line], marks: &[f64]) ->
     write(path, |text| draw(text, labels, lines, marks))
 }
 
+/// Dark enough on white, told apart by most eyes; Palette99 has yellows.
+const COLOURS: [RGBColor; 12] = [
+    RGBColor(31, 119, 180),
+    RGBColor(214, 39, 40),
+    RGBColor(44, 140, 60),
+    RGBColor(148, 80, 180),
+    RGBColor(200, 110, 0),
+    RGBColor(110, 70, 50),
+    RGBColor(200, 60, 150),
+    RGBColor(20, 150, 160),
+    RGBColor(100, 100, 100),
+    RGBColor(130, 130, 0),
+    RGBColor(20, 50, 110),
+    RGBColor(90, 160, 90),
+];
+
+fn colour(index: usize) -> RGBColor {
+    COLOURS[index % COLOURS.len()]
+}
+
 /// What drawing answers; plotters' errors have no common type.
 type Drawn = std::result::Result<(), Box<dyn std::error::Error>>;
 
@@ -79,7 +99,7 @@ fn draw(text: &mut String, labels: &Labels<'_>, lines: &[Line], marks: &[f64]) -
     }
     for (index, line) in lines.iter().enumerate() {
         let colour = match line.name {
-            Some(_) => Palette99::pick(index).to_rgba(),
+            Some(_) => colour(index).to_rgba(),
             None => BLUE.mix(0.35),
         };
         let series = chart.draw_series(LineSeries::new(line.points.iter().copied(), colour.stroke_width(2)))?;

@@ -22,6 +22,9 @@ use super::{CHILD_NODES, FUNCTION, Job, KEY, Ledger, ORIGIN_NODE, Relay, ticket}
 pub(super) struct WorkerRelay {
     worker: WorkerHandle,
     runtime: Runtime,
+    /// Whether blocks come into user space.
+    looks: bool,
+    keeps: bool,
     // The image's files; removed when the relay ends.
     _store: Store,
     _folder: TempDir,
@@ -59,11 +62,11 @@ impl WorkerRelay {
             socket_options: SocketOptions { busy_poll_us: job.knobs.busy_poll_us, ..SocketOptions::default() },
             tuning: tuning(&job.knobs),
             store_write: job.knobs.store_write,
+            forward_only: job.mode == Mode::Forward,
             verify: match job.mode {
-                Mode::Keep => Verify::Off,
+                Mode::Forward | Mode::Keep => Verify::Off,
                 Mode::KeepXxh3 => Verify::Xxh3,
                 Mode::KeepBlake3 => Verify::Blake3,
-                other => bail!("an agent's worker has no mode {other}"),
             },
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -83,7 +86,9 @@ impl WorkerRelay {
             stored: Some(image),
         };
         worker.send(WorkerCommand::Assign(Box::new(assignment)))?;
-        Ok(Self { worker, runtime, _store: store, _folder: folder })
+        let keeps = job.mode != Mode::Forward;
+        let looks = keeps || job.engine == Engine::Copy;
+        Ok(Self { worker, runtime, looks, keeps, _store: store, _folder: folder })
     }
 }
 
@@ -109,8 +114,10 @@ impl Relay for WorkerRelay {
         if report.edges_failed > 0 || report.bytes_refetched > 0 {
             bail!("not a clean run: {report:?}");
         }
-        // One copy into a buffer, one into the page cache, and what the worker sent to children from buffers.
-        let copied_bytes = 2 * report.bytes_received + report.bytes_copied;
+        // Into a buffer, unless nobody looks at what passes; into the page cache; and what the worker sent to children from buffers.
+        let into_buffers = if self.looks { report.bytes_received } else { 0 };
+        let into_cache = if self.keeps { report.bytes_received - report.bytes_direct } else { 0 };
+        let copied_bytes = into_buffers + into_cache + report.bytes_copied;
         Ok(Ledger { upstream_bytes: report.bytes_received, copied_bytes })
     }
 }

@@ -76,6 +76,8 @@ pub(crate) struct Function {
     pub(crate) epoch: u64,
     /// Nodes that only receive, outside the trees: per stripe, who feeds them in addition to its planned children.
     pub(crate) riders: BTreeMap<NodeId, Vec<NodeId>>,
+    /// The most bytes of the image that any member had.
+    pub(crate) most_present: u64,
     /// Somebody said that he fetches.
     pub(crate) moving_ms: Option<u64>,
     /// Who may read the origin for a while though he is neither root nor heir, per stripe.

@@ -14,7 +14,7 @@ use super::io::{Answer, Now, Output, Refusal};
 use super::records::{Key, RestoreError, decode, encode};
 
 /// How long a new key is only told before it signs: all agents that have a stream know it by then.
-const PUBLISH_SECONDS: u64 = 10;
+const PUBLISH_SECONDS: u64 = 3;
 /// Beside the current and the next key.
 const MAX_PREVIOUS: usize = MAX_KEYS - 2;
 /// Bytes of a seed, as a store keeps it.
@@ -61,9 +61,7 @@ impl Keyring {
     /// Newest first, as agents are told them.
     fn keys(&self) -> impl Iterator<Item = TicketKey> + '_ {
         let in_use = self.next.iter().map(|(key, _)| key).chain([&self.current]);
-        in_use
-            .map(|key| TicketKey { public: key.public(), valid_until: u64::MAX })
-            .chain(self.previous.iter().copied())
+        in_use.map(|key| TicketKey { public: key.public(), valid_until: u64::MAX }).chain(self.previous.iter().copied())
     }
 
     fn message(&self) -> v1::TicketKeys {

@@ -16,11 +16,18 @@ pub(super) fn lead_with_data(function: &mut Function) -> Vec<Edge<NodeId>> {
     let mut edges = Vec::new();
     for stripe in 0..function.trees.stripes() {
         for leader in [function.trees.root(stripe), function.trees.heir(stripe)].into_iter().flatten() {
-            let present = bytes_present(function, &leader);
-            let Some(better) = best_beside(function, stripe, leader) else { continue };
-            if bytes_present(function, &better) < (present * MUCH_MORE).max(1) {
+            let enough = bytes_present(function, &leader).saturating_mul(MUCH_MORE).max(1);
+            if function.most_present < enough {
                 continue;
             }
+            let has_enough = |node: &NodeId| bytes_present(function, node) >= enough;
+            let better = best_beside(function, stripe, leader).filter(has_enough);
+            let Some(better) = better.or_else(|| best_anywhere(function, stripe, leader).filter(has_enough)) else {
+                // Whoever had that much is gone.
+                function.most_present =
+                    function.wanted.keys().map(|node| bytes_present(function, node)).max().unwrap_or(0);
+                continue;
+            };
             let change = function.trees.exchange(leader, better).unwrap_or_default();
             edges.extend(change.changed.into_iter().chain(change.freed));
         }
@@ -38,6 +45,14 @@ fn best_beside(function: &Function, stripe: u8, leader: NodeId) -> Option<NodeId
     let near = second.iter().copied().chain(third).filter(|node| *node != leader);
     // In `twin` a node that is a leaf here forwards the other stripe: an exchange would move it in both trees.
     let forwards = near.filter(|node| trees.children(stripe, node).next().is_some());
+    forwards.max_by_key(|node| bytes_present(function, node))
+}
+
+/// The same among all nodes that forward this stripe.
+fn best_anywhere(function: &Function, stripe: u8, leader: NodeId) -> Option<NodeId> {
+    let trees = &function.trees;
+    let others = trees.members().filter(|node| *node != leader && Some(*node) != trees.root(stripe));
+    let forwards = others.filter(|node| trees.children(stripe, node).next().is_some());
     forwards.max_by_key(|node| bytes_present(function, node))
 }
 

@@ -27,8 +27,9 @@ pub(crate) struct DrainWatch {
 }
 
 impl State {
-    /// Takes members out of the trees and lets them go as soon as nobody needs them.
-    pub(super) fn leave(&mut self, now: Now, id: FunctionId, nodes: &[NodeId], successor: Option<NodeId>) {
+    /// Takes members out of the trees and lets them go as soon as nobody needs them. `replaced`: somebody is going to take their place, for
+    /// whom they wait.
+    pub(super) fn leave(&mut self, now: Now, id: FunctionId, nodes: &[NodeId], replaced: bool) {
         let Some(function) = self.functions.get_mut(&id) else { return };
         let (mut leaving, mut fed) = (Vec::new(), BTreeSet::new());
         for node in nodes {
@@ -39,14 +40,14 @@ impl State {
                 fed.insert(*node);
             }
             if let Some(member) = function.wanted.get_mut(node).filter(|member| member.leaving.is_none()) {
-                member.leaving = Some(Leaving { since_ms: now.ms, successor });
+                member.leaving = Some(Leaving { since_ms: now.ms, successor: None });
                 leaving.push(*node);
             }
         }
         self.leaving.extend(leaving.iter().map(|node| (id, *node)));
         self.emit(Output::Store(Key::Function(id)));
         self.align_trees(now, id, &leaving);
-        let waits = |node: &NodeId| fed.contains(node) || successor.is_some();
+        let waits = |node: &NodeId| fed.contains(node) || replaced;
         let (stay, go): (Vec<NodeId>, Vec<NodeId>) = leaving.into_iter().partition(waits);
         self.unwant(now, id, &go, false);
         stay.iter().for_each(|node| self.touch_watches(id, *node));
@@ -61,6 +62,22 @@ impl State {
             self.unwant(now, id, &[node], false);
         }
         self.report_drains(now);
+    }
+
+    /// A heartbeat that does not name a function says that the node has it no more, so it feeds nobody.
+    pub(super) fn note_absent(&mut self, now: Now, node: NodeId, rows: &[v1::FunctionProgress]) {
+        if self.leaving.is_empty() {
+            return;
+        }
+        for id in self.functions_of(&node) {
+            if !self.leaving.contains(&(id, node)) || rows.iter().any(|row| row.function_id == id.as_bytes()) {
+                continue;
+            }
+            if let Some(member) = self.functions.get_mut(&id).and_then(|function| function.wanted.get_mut(&node)) {
+                member.progress = None;
+                member.reported_ms = now.ms;
+            }
+        }
     }
 
     /// Whom a leaving member still serves: how many, and for people what it waits for. `None`: nothing keeps it.
@@ -103,7 +120,7 @@ impl State {
             // Nobody stands in for them any more: the number asked for is there.
             self.unwant(now, id, &lost, false);
         }
-        self.leave(now, id, &going, None);
+        self.leave(now, id, &going, false);
         if let Some(function) = self.functions.get(&id) {
             let stay = function.wanted.keys().copied().filter(|node| function.stays(node)).collect();
             self.watch(request, id, stay, true);
@@ -158,7 +175,7 @@ impl State {
                 let text = format!("{}/{}: {} idle nodes are reclaimed", function.tenant, function.name, nodes.len());
                 self.note(text);
             }
-            self.leave(now, id, &nodes, None);
+            self.leave(now, id, &nodes, false);
         }
     }
 
@@ -185,7 +202,7 @@ impl State {
         for id in self.functions_of(&node) {
             let Some(function) = self.functions.get(&id).filter(|function| function.stays(&node)) else { continue };
             let counted = function.count;
-            self.leave(now, id, &[node], None);
+            self.leave(now, id, &[node], counted.is_some());
             let added = counted.map(|count| self.place(now, id, count, false).unwrap_or_default()).unwrap_or_default();
             self.widen_watches(id, &added);
             let member = self.functions.get_mut(&id).and_then(|function| function.wanted.get_mut(&node));

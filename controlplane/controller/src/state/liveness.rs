@@ -136,7 +136,8 @@ impl State {
         if pause > STALL_MS {
             self.nodes.values_mut().for_each(|node| node.last_seen_ms = now.ms.min(node.last_seen_ms + pause));
         }
-        let due: Vec<NodeId> = self.nodes.values().filter(|node| self.needs_watching(now, node)).map(|node| node.id).collect();
+        let due: Vec<NodeId> =
+            self.nodes.values().filter(|node| self.needs_watching(now, node)).map(|node| node.id).collect();
         for id in due {
             self.watch_node(now, id);
         }

@@ -6,9 +6,9 @@ use faasnet_api::{FunctionId, NodeId, v1};
 use faasnet_tree::Edge;
 
 use super::function::{Leaders, Member, Sent};
-use super::pace::Level;
-use super::keys::is_old;
 use super::io::{Now, Output};
+use super::keys::is_old;
+use super::pace::Level;
 use super::records::Key;
 use super::{State, leading, plan, riding};
 
@@ -78,7 +78,8 @@ impl State {
             if (planned.is_some() && !rides, rides) == (in_trees, riding) {
                 continue;
             }
-            function.riders.remove(id);
+            // Whoever fed it feeds it no more.
+            moved.extend(function.riders.remove(id).unwrap_or_default());
             let change = match (planned.is_some() && !rides, in_trees) {
                 (true, false) => function.trees.insert(*id),
                 (false, true) => function.trees.remove(*id),

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use super::State;
 use super::function::{Function, Leaving, Member};
 use super::io::Now;
-use super::node::{Liveness, Node};
 use super::keys::Keyring;
+use super::node::{Liveness, Node};
 use super::settings::Settings;
 use super::update::NextImage;
 
@@ -132,10 +132,9 @@ impl State {
             if let Key::Node(id) = key {
                 let mut node = restore_node(*id, decode(*key, bytes)?, now);
                 let public = records.get(&Key::NodeKey(*id)).map(|bytes| PublicKey::try_from(&bytes[..]));
-                node.key = public.transpose().map_err(|error| RestoreError::Damaged {
-                    key: Key::NodeKey(*id),
-                    reason: error.to_string(),
-                })?;
+                node.key = public
+                    .transpose()
+                    .map_err(|error| RestoreError::Damaged { key: Key::NodeKey(*id), reason: error.to_string() })?;
                 state.addresses.insert(node.address, *id);
                 state.names.insert(node.name.clone(), *id);
                 state.nodes.insert(*id, node);
@@ -273,6 +272,7 @@ fn restore_function(
         donors: vec![None; policy.stripes().into()],
         trees,
         riders,
+        most_present: 0,
         moving_ms: None,
         leases: BTreeMap::new(),
         epoch: 0,

@@ -2,10 +2,10 @@
 
 use faasnet_api::{FunctionId, ImageId, NodeId, v1};
 
-use super::{State, rates};
 use super::io::{Now, Output, Refusal, SessionId};
 use super::names::function_name;
 use super::records::Key;
+use super::{State, rates};
 
 /// Terms and epochs above this are not taken from an agent. Far above what counting from one can reach, far below the end of the range.
 const LATEST: u64 = 1 << 60;
@@ -80,6 +80,7 @@ impl State {
         if let Some(node) = self.nodes.get_mut(&node) {
             node.transferring = transferring;
         }
+        self.note_absent(now, node, &heartbeat.functions);
         for progress in heartbeat.functions {
             self.progressed(now, node, progress);
         }
@@ -93,6 +94,12 @@ impl State {
             return self.send_drop(id, node, epoch, false);
         };
         let image = function.image;
+        if progress.state() == v1::FunctionState::Fetching {
+            function.moving_ms = Some(now.ms);
+        }
+        if progress.image_id == image.as_bytes() {
+            function.most_present = function.most_present.max(progress.bytes_present);
+        }
         let Some(member) = function.wanted.get_mut(&node) else { return };
         if progress.image_id != image.as_bytes() || (progress.term, progress.epoch) < member.joined {
             return;

@@ -100,6 +100,7 @@ impl State {
             // Agents that missed the end of a function of the same name hold its epochs.
             epoch: self.retired_epoch,
             riders: Default::default(),
+            most_present: 0,
             moving_ms: None,
             leases: Default::default(),
             donors: vec![None; policy.stripes().into()],

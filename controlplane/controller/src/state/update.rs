@@ -82,13 +82,16 @@ fn start_over(function: &mut Function, next: NextImage, term: u64) -> Vec<NodeId
     function.blobs = next.blobs;
     function.descriptor = next.descriptor;
     function.donors.fill(None);
+    function.most_present = 0;
+    function.leases.clear();
     let joined = (term, function.epoch);
     let mut was_failed = Vec::new();
     for (node, member) in &mut function.wanted {
         if member.failed {
             was_failed.push(*node);
         }
-        *member = Member { joined, ..Member::default() };
+        let (used_ms, leaving) = (member.used_ms, member.leaving.take());
+        *member = Member { joined, used_ms, leaving, ..Member::default() };
     }
     was_failed
 }

@@ -137,7 +137,8 @@ impl Child {
         if self.has_room(io, in_socket, frame_bytes) {
             return false;
         }
-        self.attached = !self.patience.budget.is_zero();
+        // Where nothing is kept a child that falls behind could never catch up.
+        self.attached = !io.keeps || !self.patience.budget.is_zero();
         self.patience.holding = self.attached.then_some(now);
         self.attached
     }

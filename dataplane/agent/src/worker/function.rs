@@ -13,7 +13,7 @@ use faasnet_relay::wire::{Challenge, Hello, Refusal, UNSIGNED};
 use faasnet_ring::{LeaseMut, Outcome};
 use faasnet_store::StoredImage;
 
-use super::io::{ConnId, Direction, DiskOp, Io};
+use super::io::{ConnId, Direction, DiskOp, Io, Purpose};
 use super::mailbox::{Assignment, FunctionReport, ReportState, WorkerEvent};
 use super::newcomer::Newcomer;
 use super::stripe::Stripe;
@@ -42,6 +42,7 @@ pub(super) struct Counters {
     pub(super) bytes_live: u64,
     pub(super) bytes_from_store: u64,
     pub(super) bytes_copied: u64,
+    pub(super) bytes_direct: u64,
     pub(super) edges_failed: u64,
     pub(super) blocks_refused: u64,
     upstreams: Vec<(StripeId, Target, u64)>,
@@ -153,10 +154,12 @@ impl Function {
 
     pub(super) fn link_ready(&mut self, stripe: StripeId, id: ConnId, direction: Direction, io: &mut Io) {
         self.stripes[stripe.index()].link_ready(id, direction, &mut self.shared, io);
+        self.note_passage(io);
     }
 
     pub(super) fn child_ready(&mut self, stripe: StripeId, id: ConnId, direction: Direction, io: &mut Io) {
         self.stripes[stripe.index()].child_ready(id, direction, &mut self.shared, io);
+        self.note_passage(io);
     }
 
     /// The driver has received for a link.
@@ -174,6 +177,10 @@ impl Function {
         if !self.is_of_this_image(op) {
             return;
         }
+        match op.purpose {
+            Purpose::Keep { direct: true, len, .. } => self.shared.counters.bytes_direct += len as u64,
+            _ => op.image.went_through_cache(op.block),
+        }
         match result.and_then(|()| op.image.mark(op.block)) {
             Ok(_) => {
                 self.stripes[op.stripe.index()].stored(op.block, &mut self.shared, io);
@@ -190,7 +197,10 @@ impl Function {
             return;
         }
         match result {
-            Ok(lease) => self.stripes[op.stripe.index()].loaded(op, lease, &mut self.shared, io),
+            Ok(lease) => {
+                op.image.went_through_cache(op.block);
+                self.stripes[op.stripe.index()].loaded(op, lease, &mut self.shared, io);
+            }
             Err(error) => self.fail(disk_error("read", op.block, &error), io),
         }
     }
@@ -199,6 +209,7 @@ impl Function {
         for stripe in &mut self.stripes {
             stripe.tick(&mut self.shared, io);
         }
+        self.note_passage(io);
     }
 
     /// Goes on with links that waited for a buffer.
@@ -249,6 +260,7 @@ impl Function {
             bytes_live: counters.bytes_live,
             bytes_from_store: counters.bytes_from_store,
             bytes_copied: counters.bytes_copied,
+            bytes_direct: counters.bytes_direct,
             mover,
             mover_reason,
             stale_completions: io.driver.stale_completions(),
@@ -267,8 +279,18 @@ impl Function {
         changed.map_or(first, |change| (change.mover.name(), change.reason.clone()))
     }
 
+    /// Where nothing is kept no write tells that the image is complete.
+    fn note_passage(&mut self, io: &mut Io) {
+        if !io.keeps {
+            self.note_completion(io);
+        }
+    }
+
     fn note_completion(&mut self, io: &mut Io) {
-        let complete = self.shared.stored.as_ref().is_some_and(|stored| stored.is_complete());
+        let complete = match io.keeps {
+            true => self.shared.stored.as_ref().is_some_and(|stored| stored.is_complete()),
+            false => self.stripes.iter().all(Stripe::has_passed_everything),
+        };
         if complete && self.took.is_none() {
             self.took = Some(io.now().saturating_sub(self.since));
             io.tell(WorkerEvent::Completed { function: self.shared.function, image: self.shared.image });

@@ -36,6 +36,8 @@ pub(super) enum Step {
     Control(Frame, Vec<u8>),
     /// A whole block frame, read or still in the socket.
     Block(Arrival),
+    /// A whole block frame in the socket, not looked at; it must be consumed before the next step.
+    Unseen(BlockIndex, Frame),
     /// The stream ended, or what came is not acceptable.
     Ended(String),
 }
@@ -83,6 +85,8 @@ pub(super) trait Judge {
     fn expect(&self, frame: &Frame) -> Result<BlockIndex, String>;
     /// Whether a child would take it live, without a copy.
     fn wants_peek(&self, block: BlockIndex) -> bool;
+    /// Whether nobody needs to look at it.
+    fn passes_unseen(&self, block: BlockIndex) -> bool;
 }
 
 /// See the module's documentation.
@@ -297,6 +301,10 @@ impl Inbox {
             // Polled readable although SO_RCVLOWAT asks for more: the window is nearly full (or the stream ended).
             self.read_this = (fired && self.lowat == total) || now.saturating_sub(*since) > STUCK;
             return (!self.read_this).then(|| self.block_until(fd, total));
+        }
+        if judge.passes_unseen(block) {
+            self.state = HEADER;
+            return Some(Step::Unseen(block, frame));
         }
         let Some(mut lease) = arena.take() else { return Some(Step::NoLease) };
         let (bytes, in_socket) = (&mut lease[FRAME_START..FRAME_START + total], judge.wants_peek(block));

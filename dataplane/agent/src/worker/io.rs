@@ -82,6 +82,8 @@ pub(super) struct Io {
     /// Of each child's pipe.
     pub(super) pipe_bytes: usize,
     pub(super) verify: Verify,
+    /// False: forward-only.
+    pub(super) keeps: bool,
     write_mode: WriteMode,
     writes: usize,
     pub(super) me: NodeId,
@@ -128,7 +130,8 @@ impl Io {
             patience: config.patience,
             socket_options: config.socket_options.clone(),
             pipe_bytes: config.tuning.pipe_bytes,
-            verify: config.verify,
+            verify: if config.forward_only { Verify::Off } else { config.verify },
+            keeps: !config.forward_only,
             write_mode: config.store_write,
             writes: 0,
             me: config.node,

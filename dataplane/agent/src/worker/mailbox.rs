@@ -147,6 +147,8 @@ pub struct FunctionReport {
     pub bytes_from_store: u64,
     /// Payload sent to children through a user-space buffer.
     pub bytes_copied: u64,
+    /// Payload written to the store past the page cache, and so without a copy.
+    pub bytes_direct: u64,
     /// `"splice"`, `"registered"`, `"copy"` or `"tokio-uring"`.
     pub mover: &'static str,
     /// Why this one, for people.

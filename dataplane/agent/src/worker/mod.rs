@@ -28,6 +28,7 @@ mod mover;
 mod newcomer;
 mod outbox;
 mod pacing;
+mod pass;
 mod placement;
 mod run;
 mod stripe;
@@ -61,6 +62,9 @@ pub struct WorkerConfig {
     pub verify: Verify,
     /// How blocks are written.
     pub store_write: WriteMode,
+    /// Blocks are passed on without being looked at or kept. An experiment: the node has nothing for whoever comes late, and a child that
+    /// is slow holds the stream.
+    pub forward_only: bool,
 }
 
 /// The core of each worker; `None`: they are not pinned.

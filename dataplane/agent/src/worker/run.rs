@@ -112,6 +112,11 @@ impl Worker {
         if let Some(warning) = config.verify.warning() {
             tracing::warn!("{warning}");
         }
+        if config.forward_only {
+            tracing::warn!(
+                "experiment_forward_only: nothing is verified or kept; this node has no image for anybody who comes late"
+            );
+        }
         tracing::info!(
             worker = seat.index,
             mover = movers.first.name(),

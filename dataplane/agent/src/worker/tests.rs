@@ -117,6 +117,7 @@ impl Node {
             tuning,
             verify: Verify::Blake3,
             store_write: WriteMode::Auto,
+            forward_only: false,
         };
         let worker = start(config).await.unwrap();
         Self { worker, store, events: Vec::new(), stored: None, _dir: dir }

@@ -20,6 +20,8 @@ use crate::view::NodeView;
 const RELEASE_DEADLINE: Duration = Duration::from_secs(15);
 /// Opened once by each process that needs it, for good.
 const OPENED_ONCE: &str = "/dev/null";
+/// Where an agent's store keeps what the controller last said; written for the first time when an image is assigned.
+const LAST_WORD: &str = "last-word";
 
 /// What was found.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -184,7 +186,8 @@ fn files(folder: &Path) -> BTreeSet<PathBuf> {
 fn stray_files(before: &BTreeSet<PathBuf>, after: &BTreeSet<PathBuf>, image: ImageId) -> Vec<String> {
     let own = Path::new("images").join(image.to_string());
     let hidden = |path: &Path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
-    let is_stray = |path: &&PathBuf| !before.contains(*path) && (!path.starts_with(&own) || hidden(path));
+    let is_kept = |path: &Path| path == Path::new(LAST_WORD) || (path.starts_with(&own) && !hidden(path));
+    let is_stray = |path: &&PathBuf| !before.contains(*path) && !is_kept(path);
     after.iter().filter(is_stray).map(|path| path.display().to_string()).collect()
 }
 
@@ -253,7 +256,7 @@ mod tests {
         let own = format!("images/{image}/data");
         let half = format!("images/{image}/.map");
         let before = paths(&["node", "lock"]);
-        assert_eq!(stray_files(&before, &paths(&["node", "lock", &own]), image), [""; 0]);
+        assert_eq!(stray_files(&before, &paths(&["node", "lock", "last-word", &own]), image), [""; 0]);
         let after = paths(&["lock", &own, &half, "images/.new-x/data", "images/other/data", "core"]);
         assert_eq!(stray_files(&before, &after, image).len(), 4);
     }

@@ -1,5 +1,6 @@
 //! The daemons of a lab, each in the namespace of its host: registry, controller, agents. Like `crate::cluster`, with real addresses.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,7 +13,7 @@ use futures_util::future::{join_all, try_join_all};
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use super::fault::{Kind, Target};
+use super::fault::{FaultPlan, Kind};
 use super::plan::Plan;
 use crate::client::{self, Control};
 use crate::cluster::{self, Daemon};
@@ -46,8 +47,10 @@ pub struct LabCluster {
     pub controller: Option<Daemon>,
     /// The registry; `None` while killed.
     pub origin: Option<Daemon>,
-    /// In front of every agent when the plan has bits flipped, else empty.
-    pub proxies: Vec<Proxy>,
+    /// In front of agents whose bits can be flipped: of all when the plan does so.
+    proxies: BTreeMap<usize, Proxy>,
+    /// Agents whose disk has room for half of the image.
+    small_disks: BTreeSet<usize>,
     plan: Plan,
     layout: PathBuf,
     dir: PathBuf,
@@ -65,7 +68,8 @@ impl LabCluster {
             agents: Vec::new(),
             controller: None,
             origin: None,
-            proxies: Vec::new(),
+            proxies: BTreeMap::new(),
+            small_disks: plan.faults.iter().filter_map(FaultPlan::small_disk).collect(),
             plan: plan.clone(),
             layout: layout.to_owned(),
             dir: dir.to_owned(),
@@ -73,7 +77,8 @@ impl LabCluster {
             secret,
         };
         if plan.faults.iter().any(|fault| fault.kind == Kind::Flip) {
-            started.proxies = network.agents().iter().map(proxy).collect::<Result<_>>()?;
+            let proxies = network.agents().iter().enumerate().map(|(index, host)| Ok((index, proxy(host)?)));
+            started.proxies = proxies.collect::<Result<_>>()?;
         }
         started.start_origin().await?;
         started.start_controller().await?;
@@ -112,7 +117,7 @@ impl LabCluster {
     async fn agent(&self, index: usize) -> Result<Daemon> {
         let host = &self.network.agents()[index];
         let mut command = self.enter(host);
-        if self.has_small_disk(index) {
+        if self.small_disks.contains(&index) {
             let store = self.store(index);
             std::fs::create_dir_all(&store).with_context(|| format!("cannot make {}", store.display()))?;
             command.args(["unshare", "--mount", "--propagation", "private", "sh", "-c", SMALL_DISK, "sh"]);
@@ -120,16 +125,41 @@ impl LabCluster {
         }
         command.arg(&self.exe).arg("agent").args(["--name", &host.name]).arg("--controller").arg(self.url());
         command.arg("--secret-file").arg(self.secret_file()).arg("--store-dir").arg(self.store(index));
-        let port = if self.proxies.is_empty() { DATA_PORT } else { HIDDEN_PORT };
+        let port = if self.proxies.contains_key(&index) { HIDDEN_PORT } else { DATA_PORT };
         command.arg("--listen").arg(address(host, port).to_string());
         command.arg("--advertise").arg(address(host, DATA_PORT).to_string()).arg("--admin").arg(ADMIN.to_string());
         command.args(["--engine", &self.plan.engine.to_string()]).args(&self.plan.agent_args);
         Daemon::start(host.name.clone(), command, &self.dir).await
     }
 
-    /// Whether the plan gives this agent too small a disk.
-    pub fn has_small_disk(&self, index: usize) -> bool {
-        self.plan.faults.iter().any(|fault| fault.kind == Kind::Full && fault.target == Target::Node(index))
+    /// Flips bits of what an agent sends, or no longer. One without a proxy is started anew behind one.
+    pub async fn flip_bits(&mut self, index: usize, flip: bool) -> Result<()> {
+        if flip && !self.proxies.contains_key(&index) {
+            self.kill_agent(index).await?;
+            self.proxies.insert(index, proxy(&self.network.agents()[index])?);
+            self.start_agent(index).await?;
+        }
+        if let Some(proxy) = self.proxies.get(&index) {
+            proxy.arm(flip);
+        }
+        Ok(())
+    }
+
+    /// Starts an agent anew on a disk with room for half of the image, or on its own disk again.
+    pub async fn shrink_disk(&mut self, index: usize, shrink: bool) -> Result<()> {
+        let changed = if shrink { self.small_disks.insert(index) } else { self.small_disks.remove(&index) };
+        if changed {
+            self.kill_agent(index).await?;
+            self.start_agent(index).await?;
+        }
+        Ok(())
+    }
+
+    async fn kill_agent(&mut self, index: usize) -> Result<()> {
+        match self.agents[index].take() {
+            Some(mut agent) => agent.kill().await,
+            None => Ok(()),
+        }
     }
 
     /// The controller's address for clients on the lab's network.

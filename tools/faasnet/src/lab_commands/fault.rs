@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 
 /// A fault counts only if its victim held this share of the image, in percent.
 pub const COUNTS: std::ops::RangeInclusive<u8> = 20..=80;
+/// How long the origin and a cable are away when nothing else is said.
+const ORIGIN_AWAY: f64 = 2.0;
+const LINK_AWAY: f64 = 1.0;
 /// When nothing else is said.
 const PERCENT: u8 = 50;
 
@@ -74,6 +77,23 @@ impl FaultPlan {
             (Kind::Joins, Target::Count(count)) => *count,
             _ => 0,
         }
+    }
+
+    /// The node whose disk is too small.
+    pub fn small_disk(&self) -> Option<usize> {
+        match (self.kind, &self.target) {
+            (Kind::Full, Target::Node(node)) => Some(*node),
+            _ => None,
+        }
+    }
+
+    /// For how long, in an experiment: without the origin nobody can finish, and a cable is plugged in again.
+    pub fn lasts(&self) -> Option<f64> {
+        self.seconds.or(match (self.kind, &self.target) {
+            (_, Target::Origin) => Some(ORIGIN_AWAY),
+            (Kind::Link, _) => Some(LINK_AWAY),
+            _ => None,
+        })
     }
 
     /// Refuses what cannot be done to `hosts` hosts.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 
@@ -14,10 +14,6 @@ use super::victims::{Scene, Victim};
 use crate::cluster::Daemon;
 use crate::view::{NodeView, TreeView};
 
-/// How long the origin stays away when nothing else is said: without it nobody can finish.
-const ORIGIN_AWAY: f64 = 2.0;
-/// How long a cable is out when nothing else is said.
-const LINK_AWAY: f64 = 1.0;
 /// A slow host has one part in so many of the rate.
 const SLOWER: u64 = 10;
 
@@ -60,6 +56,8 @@ pub struct Moment<'a> {
 pub struct Injector {
     pending: Vec<Pending>,
     undo: Vec<(Instant, Kind, Victim)>,
+    /// What lasts until it is healed.
+    standing: Vec<(Kind, Victim)>,
     /// Nodes that must hold the image at the end.
     pub expected: Vec<bool>,
     /// Nodes that cannot answer now.
@@ -80,6 +78,7 @@ impl Injector {
         Self {
             pending: planned.chain(random).collect(),
             undo: Vec::new(),
+            standing: Vec::new(),
             expected: vec![true; plan.hosts],
             silent: vec![false; plan.hosts],
             joins_due: false,
@@ -108,12 +107,7 @@ impl Injector {
 
     /// Does and undoes what is due.
     pub async fn tick(&mut self, cluster: &mut LabCluster, moment: &Moment<'_>) -> Result<()> {
-        let now = Instant::now();
-        let (due, rest) = std::mem::take(&mut self.undo).into_iter().partition(|(at, ..)| *at <= now);
-        self.undo = rest;
-        for (_, kind, victim) in due {
-            self.undo_one(cluster, kind, victim).await?;
-        }
+        self.undo_due(cluster).await?;
         let mut waiting = Vec::new();
         for pending in std::mem::take(&mut self.pending) {
             let living = self.living();
@@ -126,13 +120,61 @@ impl Injector {
             match self.due(cluster, &pending, &scene, moment.seconds) {
                 Some(victims) => {
                     self.report(&pending.plan, &victims, &scene, moment.seconds);
-                    self.inject(cluster, pending.plan, victims).await?;
+                    let lasts = pending.plan.lasts();
+                    self.inject(cluster, pending.plan, victims, lasts).await?;
                 }
                 None => waiting.push(pending),
             }
         }
         self.pending = waiting;
         Ok(())
+    }
+
+    /// Undoes what has lasted long enough.
+    pub async fn undo_due(&mut self, cluster: &mut LabCluster) -> Result<()> {
+        let now = Instant::now();
+        let (due, rest) = std::mem::take(&mut self.undo).into_iter().partition(|(at, ..)| *at <= now);
+        self.undo = rest;
+        for (_, kind, victim) in due {
+            self.undo_one(cluster, kind, victim).await?;
+        }
+        Ok(())
+    }
+
+    /// Does `plan` now, whatever its victims hold. Without a time it lasts until it is healed.
+    pub async fn now(&mut self, cluster: &mut LabCluster, plan: FaultPlan, moment: &Moment<'_>) -> Result<FaultReport> {
+        let living = self.living();
+        let Moment { trees, held_percent, .. } = *moment;
+        let scene = Scene { trees, held_percent, living: &living, early: living.len() };
+        let victims = scene.victims(&plan);
+        let victims = victims.context("no host is that now; is the image provisioned? Name a host, such as n3")?;
+        for victim in &victims {
+            let up = self.is_up(cluster, *victim);
+            ensure!(up, "{} is down already; bring it back with `faasnet lab fault heal {0}`", victim.name());
+        }
+        self.report(&plan, &victims, &scene, moment.seconds);
+        let lasts = plan.seconds;
+        self.inject(cluster, plan, victims, lasts).await?;
+        self.reports.pop().context("a fault has no report")
+    }
+
+    /// Undoes everything that was done to a host.
+    pub async fn heal(&mut self, cluster: &mut LabCluster, host: &str) -> Result<()> {
+        let timed = std::mem::take(&mut self.undo);
+        let (ours, rest): (Vec<_>, Vec<_>) = timed.into_iter().partition(|(_, _, victim)| victim.name() == host);
+        self.undo = rest;
+        let standing = std::mem::take(&mut self.standing);
+        let (more, rest): (Vec<_>, Vec<_>) = standing.into_iter().partition(|(_, victim)| victim.name() == host);
+        self.standing = rest;
+        for (kind, victim) in ours.into_iter().map(|(_, kind, victim)| (kind, victim)).chain(more) {
+            self.undo_one(cluster, kind, victim).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether something that was done to one of `hosts` will be undone by itself.
+    pub fn will_undo(&self, hosts: &[String]) -> bool {
+        self.undo.iter().any(|(_, _, victim)| hosts.contains(&victim.name()))
     }
 
     /// Kills nodes that were stopped for good, which could neither answer nor end; brings controller and origin back, which the audit needs.
@@ -187,19 +229,20 @@ impl Injector {
         }
     }
 
-    async fn inject(&mut self, cluster: &mut LabCluster, plan: FaultPlan, victims: Vec<Victim>) -> Result<()> {
+    async fn inject(
+        &mut self,
+        cluster: &mut LabCluster,
+        plan: FaultPlan,
+        victims: Vec<Victim>,
+        lasts: Option<f64>,
+    ) -> Result<()> {
         if plan.kind == Kind::Joins {
             self.joins_due = true;
             return Ok(());
         }
         for victim in victims {
             self.hit(cluster, &plan, victim).await?;
-            let default = match (plan.kind, victim) {
-                (_, Victim::Origin) => Some(ORIGIN_AWAY),
-                (Kind::Link, _) => Some(LINK_AWAY),
-                _ => None,
-            };
-            match plan.seconds.or(default) {
+            match lasts {
                 Some(seconds) => self.undo.push((Instant::now() + Duration::from_secs_f64(seconds), plan.kind, victim)),
                 None => self.give_up(plan.kind, victim),
             }
@@ -209,6 +252,7 @@ impl Injector {
 
     /// A node that stays away, or whose disk is too small, need not hold the image.
     fn give_up(&mut self, kind: Kind, victim: Victim) {
+        self.standing.push((kind, victim));
         if let (Kind::Kill | Kind::Stop | Kind::Full, Victim::Node(node)) = (kind, victim) {
             self.expected[node] = false;
         }
@@ -233,16 +277,18 @@ impl Injector {
                 let rate = cluster.network.rate().divided(SLOWER);
                 Ok(cluster.network.set_rate(&cluster.network.agents()[node], rate)?)
             }
-            (Kind::Flip, Victim::Node(node)) => {
-                cluster.proxies[node].arm(true);
-                Ok(())
-            }
-            // The small disk was there from the start; joins are up to the run; the rest cannot be parsed.
+            (Kind::Flip, Victim::Node(node)) => cluster.flip_bits(node, true).await,
+            // In an experiment it was there from the start.
+            (Kind::Full, Victim::Node(node)) => cluster.shrink_disk(node, true).await,
+            // Joins are up to the run; the rest cannot be parsed.
             _ => Ok(()),
         }
     }
 
     async fn undo_one(&mut self, cluster: &mut LabCluster, kind: Kind, victim: Victim) -> Result<()> {
+        if let (Kind::Kill | Kind::Stop | Kind::Full, Victim::Node(node)) = (kind, victim) {
+            self.expected[node] = true;
+        }
         match (kind, victim) {
             (Kind::Kill, Victim::Node(node)) => {
                 cluster.start_agent(node).await?;
@@ -261,10 +307,8 @@ impl Injector {
             (Kind::Slow, Victim::Node(node)) => {
                 Ok(cluster.network.set_rate(&cluster.network.agents()[node], cluster.network.rate())?)
             }
-            (Kind::Flip, Victim::Node(node)) => {
-                cluster.proxies[node].arm(false);
-                Ok(())
-            }
+            (Kind::Flip, Victim::Node(node)) => cluster.flip_bits(node, false).await,
+            (Kind::Full, Victim::Node(node)) => cluster.shrink_disk(node, false).await,
             _ => Ok(()),
         }
     }
@@ -294,6 +338,15 @@ impl Injector {
 }
 
 impl FaultReport {
+    /// One line for who did it by hand.
+    pub fn by_hand(&self) -> String {
+        let orphans = match self.orphans.is_empty() {
+            true => String::new(),
+            false => format!("; children: {}", self.orphans.join(" ")),
+        };
+        format!("{} hits {}{orphans}", self.fault, self.victims.join(" "))
+    }
+
     /// One line.
     pub fn text(&self) -> String {
         let held: Vec<_> = self.held_percent.iter().map(|percent| format!("{percent} %")).collect();

@@ -13,6 +13,7 @@ use faasnet_lab::{LabId, Network, leftovers};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
+use super::breaker::Breaker;
 use super::cluster::{FUNCTION, LabCluster};
 use super::plan::Plan;
 use super::session::Session;
@@ -82,8 +83,9 @@ pub async fn keep(args: UpArgs) -> Result<()> {
             "folder": folder,
             "function": function,
         });
+        let breaker = Breaker::listen(&folder, &settings)?;
         output::line(format!("ready {description}"))?;
-        shutdown.await;
+        breaker.serve(&mut cluster, shutdown).await?;
         cluster.stop().await
     };
     let outcome = session.inside(work).await;

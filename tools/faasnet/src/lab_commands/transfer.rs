@@ -1,7 +1,6 @@
 //! The transfer of one run: provisions, watches counters and agents, disturbs, until everybody who should holds the image.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -111,8 +110,12 @@ impl Transfer {
 }
 
 /// Asks for the nodes in `which` and returns the trees that follow; the agents report the rest.
-pub async fn provision(control: &mut Control, cluster: &LabCluster, which: Range<usize>) -> Result<Vec<TreeView>> {
-    let nodes = cluster.network.agents()[which].iter().map(|host| host.name.clone()).collect();
+pub async fn provision(
+    control: &mut Control,
+    cluster: &LabCluster,
+    which: impl Iterator<Item = usize>,
+) -> Result<Vec<TreeView>> {
+    let nodes = which.map(|index| cluster.network.agents()[index].name.clone()).collect();
     let request = v1::ProvisionRequest { tenant: TENANT.into(), function: FUNCTION.into(), count: 0, nodes };
     // The first answer means that the nodes are in the trees; progress is asked of the agents themselves.
     drop(control.provision(request).await.map_err(client::explain)?);

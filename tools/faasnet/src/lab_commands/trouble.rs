@@ -1,85 +1,56 @@
-//! `faasnet lab fault`: disturbs one host of a lab that is up, by hand.
+//! `faasnet lab fault`: disturbs hosts of a lab that is up, by hand. The lab's keeper does it.
 
-use std::time::Duration;
-
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
-use faasnet_lab::{Host, Network, leftovers};
-use rustix::process::{Pid, Signal, kill_process};
+use faasnet_lab::state::State;
 
-use super::{FaultArgs, keeper};
+use super::fault::FaultPlan;
+use super::{FaultArgs, breaker, keeper};
+use crate::cli::Global;
+use crate::output;
 
-/// What happens to a host.
+/// What happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Trouble {
-    /// SIGKILL to its daemon, which stays dead
+    /// SIGKILL to the daemon; --seconds or heal starts it again with the store that it had
     Kill,
-    /// SIGSTOP to its daemon
+    /// SIGSTOP to the daemon
     Stop,
     /// The cable is pulled
     Link,
     /// A tenth of the rate
     Slow,
-    /// Continue, cable in, full rate
+    /// One wrong bit in every MiB that it sends; its agent is started anew behind a proxy
+    Flip,
+    /// A disk with room for half of the image; its agent is started anew on it
+    Full,
+    /// So many hosts that do not hold the image ask for it at once
+    Joins,
+    /// As it was
     Heal,
 }
 
-/// A slow host has one part in so many of the rate.
-const SLOWER: u64 = 10;
-
 /// Runs the command.
-pub fn run(args: FaultArgs) -> Result<()> {
+pub async fn run(global: &Global, args: FaultArgs) -> Result<()> {
     let network = keeper::find(args.id.as_ref())?;
-    let host = network.host(&args.host).with_context(|| {
-        format!(
-            "the lab {} has no host {}; it has origin, controller and n1 to n{}",
-            network.id(),
-            args.host,
-            network.agents().len()
-        )
-    })?;
-    if let Some(seconds) = args.seconds {
-        ensure!((0.0..=3600.0).contains(&seconds), "--seconds {seconds}: between 0 and 3600");
-        ensure!(!matches!(args.kind, Trouble::Kill | Trouble::Heal), "{:?} cannot be undone after a time", args.kind);
-    }
-    apply(&network, host, args.kind)?;
-    if let Some(seconds) = args.seconds {
-        std::thread::sleep(Duration::from_secs_f64(seconds));
-        apply(&network, host, Trouble::Heal)?;
-    }
-    Ok(())
-}
-
-fn apply(network: &Network, host: &Host, trouble: Trouble) -> Result<()> {
-    match trouble {
-        Trouble::Kill => signal(host, Signal::KILL),
-        Trouble::Stop => signal(host, Signal::STOP),
-        Trouble::Link => Ok(network.set_link(host, false)?),
-        Trouble::Slow => Ok(network.set_rate(host, network.rate().divided(SLOWER))?),
-        Trouble::Heal => {
-            network.set_link(host, true)?;
-            network.set_rate(host, network.rate())?;
-            // Ignored: a host whose daemon was killed has nothing to continue.
-            let _ = signal(host, Signal::CONT);
-            Ok(())
+    let state = State::read(network.id()).context("the lab has no note; take it down and make it anew")?;
+    let folder = state.folder.context("the lab has no folder; take it down and make it anew")?;
+    let kind = args.kind.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+    let mut line = format!("{kind}:{}", args.host);
+    if args.kind == Trouble::Heal {
+        ensure!(args.seconds.is_none(), "healing takes no time; leave --seconds out");
+    } else {
+        if let Some(seconds) = args.seconds {
+            ensure!(args.kind != Trouble::Joins, "who has joined stays; leave --seconds out");
+            line += &format!("+{seconds}");
         }
+        // A slip is told here, with the words of the parser.
+        line = line.parse::<FaultPlan>()?.to_string();
     }
-}
-
-fn signal(host: &Host, signal: Signal) -> Result<()> {
-    let pids = daemons(host);
-    if pids.is_empty() {
-        bail!("no daemon runs on {}; it was killed before", host.name);
+    let report = breaker::ask(&folder, &line, args.seconds.is_some()).await?;
+    match (global.json, report) {
+        (true, report) => output::json(&report),
+        (false, Some(report)) => output::line(report.by_hand()),
+        (false, None) => output::line(format!("{} is as it was", args.host)),
     }
-    pids.into_iter().filter_map(|pid| Pid::from_raw(pid as i32)).try_for_each(|pid| {
-        kill_process(pid, signal).with_context(|| format!("cannot signal the daemon on {}", host.name))
-    })
-}
-
-/// The host's processes that are this program: a shell that somebody has open there is left alone.
-fn daemons(host: &Host) -> Vec<u32> {
-    let program = |pid: &str| std::fs::read_link(format!("/proc/{pid}/exe")).ok();
-    let own = program("self");
-    let pids = leftovers::processes(std::slice::from_ref(&host.namespace)).into_iter();
-    pids.filter(|pid| own.is_some() && program(&pid.to_string()) == own).collect()
 }

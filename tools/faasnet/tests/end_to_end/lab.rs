@@ -12,7 +12,7 @@ use crate::common::faasnet;
 static LAB: Mutex<()> = Mutex::new(());
 
 /// The right to run a lab until the guard drops; `None` without root.
-pub fn root() -> Option<MutexGuard<'static, ()>> {
+pub(crate) fn root() -> Option<MutexGuard<'static, ()>> {
     if rustix::process::geteuid().is_root() {
         return Some(LAB.lock().unwrap_or_else(PoisonError::into_inner));
     }
@@ -126,10 +126,27 @@ fn a_lab_stays_until_it_is_taken_down_even_after_a_crash() {
     let exe = crate::common::exe();
     let nodes = || lab(&["shell", "--id", &id, "--", exe.to_str().unwrap(), "nodes"]);
     assert_eq!(nodes().matches("live").count(), 2);
-    lab(&["fault", "--id", &id, "kill", "n2"]);
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while nodes().matches("live").count() != 1 {
-        assert!(Instant::now() < deadline, "the killed agent is still live");
+    let fault = |arguments: &[&str]| lab(&[&["fault", "--id", &id], arguments].concat());
+    let wait_live = |count: usize| {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while nodes().matches("live").count() != count {
+            assert!(Instant::now() < deadline, "not {count} live agents: {}", nodes());
+        }
+    };
+    fault(&["kill", "n2"]);
+    wait_live(1);
+    fault(&["heal", "n2"]);
+    wait_live(2);
+    assert!(fault(&["joins", "2"]).contains("n1 n2"));
+    assert!(fault(&["stop", "root", "--seconds", "0.2"]).contains("stop:root"));
+    assert!(
+        !faasnet(&["lab", "fault", "--id", &id, "slow", "n3"]).output().unwrap().status.success(),
+        "there is no n3"
+    );
+    for kind in ["flip", "full"] {
+        fault(&[kind, "n1"]);
+        fault(&["heal", "n1"]);
+        wait_live(2);
     }
     let state = std::fs::read_to_string(format!("/run/faasnet-lab/{id}.json")).unwrap();
     let state: Value = serde_json::from_str(&state).unwrap();

@@ -40,7 +40,9 @@ fn every_system_delivers_the_right_bytes_and_leaves_nothing() {
     for row in rows.iter().filter(|row| is_installed(row)) {
         assert_eq!(row["verified"], true, "{row}");
         let number = |name: &str| row[name].as_f64().unwrap_or_else(|| panic!("{name} is missing: {row}"));
-        assert!(number("ratio") > 0.9 && number("origin_share") >= 1.0 && number("cpu_seconds_per_gib") > 0.0, "{row}");
+        assert!(number("ratio") > 0.9 && number("origin_share") >= 1.0, "{row}");
+        // The kernel counts in steps of 10 ms: a small delivery may seem to cost nothing.
+        assert!((0.0..100.0).contains(&number("cpu_seconds_per_gib")), "{row}");
         assert!(!row["settings"].as_str().unwrap().is_empty() && row["ratios"].as_array().unwrap().len() == 1, "{row}");
         assert!(drawn.contains(row["system"].as_str().unwrap()), "{} is not in the plot", row["system"]);
     }

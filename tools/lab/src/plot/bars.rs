@@ -41,7 +41,16 @@ fn draw(text: &mut String, title: &str, x: &str, bars: &[Bar], limit: Option<f64
         .x_label_area_size(BOTTOM - 6)
         .y_label_area_size(170)
         .build_cartesian_2d(0.0..longest, bars.len().max(1) as f64..0.0)?;
-    chart.configure_mesh().disable_y_mesh().disable_y_axis().light_line_style(WHITE).x_desc(x).draw()?;
+    // Left alone, plotters makes words as small as the picture is low.
+    chart
+        .configure_mesh()
+        .disable_y_mesh()
+        .disable_y_axis()
+        .light_line_style(WHITE)
+        .label_style(("sans-serif", 12))
+        .axis_desc_style(("sans-serif", 13))
+        .x_desc(x)
+        .draw()?;
     for (index, bar) in bars.iter().enumerate() {
         let (top, middle, bottom) = (index as f64 + 0.15, index as f64 + 0.5, index as f64 + 0.85);
         let colour = if limit.is_some_and(|limit| bar.value > limit) { BEYOND } else { WITHIN };

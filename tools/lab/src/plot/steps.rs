@@ -21,6 +21,8 @@ pub struct Series {
 }
 
 const SIZE: (u32, u32) = (900, 480);
+/// Room for the names on the right.
+const BESIDE: i32 = 190;
 /// Where the vertical axis has its lines, as far as there are values.
 const TICKS: [f64; 13] = [0.5, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0];
 
@@ -39,7 +41,7 @@ fn draw(text: &mut String, labels: &Labels<'_>, steps: &[String], series: &[Seri
     let mut chart = ChartBuilder::on(&area)
         .caption(labels.title, ("sans-serif", 18))
         .margin(12)
-        .margin_right(190)
+        .margin_right(BESIDE)
         .x_label_area_size(42)
         .y_label_area_size(60)
         .build_cartesian_2d((0..last).into_segmented(), (bottom..top).log_scale().with_key_points(ticks))?;
@@ -52,27 +54,25 @@ fn draw(text: &mut String, labels: &Labels<'_>, steps: &[String], series: &[Seri
         .x_desc(labels.x)
         .y_desc(labels.y)
         .disable_x_mesh()
+        .label_style(("sans-serif", 13))
+        .axis_desc_style(("sans-serif", 13))
         .light_line_style(WHITE)
         .x_labels(steps.len().max(1))
         .x_label_formatter(&name)
         .y_label_formatter(&|value| format!("{value}"))
         .draw()?;
     for (index, line) in series.iter().enumerate() {
-        let colour = Palette99::pick(index).to_rgba();
+        let colour = super::colour(index);
         let style = colour.stroke_width(if line.strong { 4 } else { 2 });
         let points = line.values.iter().enumerate().filter_map(|(x, y)| Some((SegmentValue::CenterOf(x), (*y)?)));
         let points: Vec<_> = points.collect();
         let size = if line.strong { 5 } else { 3 };
         chart.draw_series(points.iter().map(|point| Circle::new(point.clone(), size, colour.filled())))?;
-        chart
-            .draw_series(LineSeries::new(points, style))?
-            .label(&line.name)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], style));
-    }
-    if !series.is_empty() {
-        // Beside the lines, not over them.
-        let beside = SeriesLabelPosition::Coordinate(SIZE.0 as i32 - 250, 10);
-        chart.configure_series_labels().position(beside).background_style(WHITE).draw()?;
+        chart.draw_series(LineSeries::new(points, style))?;
+        // Beside the lines, not over them; plotters' own legend is cut off outside of the axes.
+        let (x, y) = (SIZE.0 as i32 - BESIDE + 16, 48 + 20 * index as i32);
+        area.draw(&PathElement::new([(x, y), (x + 20, y)], style))?;
+        area.draw(&Text::new(line.name.as_str(), (x + 28, y - 6), ("sans-serif", 13)))?;
     }
     area.present()?;
     Ok(())

@@ -53,8 +53,11 @@ pub(super) fn path(name: &str) -> Option<PathBuf> {
     folders.map(|folder| folder.join(name)).find(|file| file.is_file())
 }
 
-/// The first thing in `text` that looks like `1.2` or `1.2.3`.
+/// The only word of `text`, or the first thing in it that looks like `1.2` or `1.2.3`.
 fn version_in(text: &str) -> Option<String> {
+    if let [word] = text.split_whitespace().collect::<Vec<_>>()[..] {
+        return Some(word.to_owned());
+    }
     let is_part = |c: char| c.is_ascii_digit() || c == '.';
     let mut words = text.split(|c: char| !is_part(c)).map(|word| word.trim_matches('.'));
     words.find(|word| word.contains('.')).map(str::to_owned)
@@ -72,7 +75,7 @@ mod tests {
             ("varnishd (varnish-7.1.1 revision 7cee1c581bead20e88d101ab3d72afb29f14d87a)", "7.1.1"),
             ("curl 7.88.1 (x86_64-pc-linux-gnu) libcurl/7.88.1", "7.88.1"),
             ("2.0.8.0\n", "2.0.8.0"),
-            ("0.0~git20210823.110868e-3", "0.0"),
+            ("0.0~git20210823.110868e-3", "0.0~git20210823.110868e-3"),
         ] {
             assert_eq!(version_in(text).as_deref(), Some(version), "{text}");
         }

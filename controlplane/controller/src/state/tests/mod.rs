@@ -1,5 +1,8 @@
 //! Tests of the state machine against a small world of pretended agents.
 
+mod capacity;
+mod keys;
+mod neighbours;
 mod properties;
 mod scenarios;
 mod trouble;

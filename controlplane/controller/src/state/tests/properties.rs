@@ -96,7 +96,11 @@ fn apply(world: &mut World, step: Step) {
             for _ in 0..8 {
                 world.pass(500, &[]);
                 for other in there.iter().copied() {
-                    world.flow(other, if other == n { bytes / 50 } else { bytes }, |_| if other == n { ready } else { 0 });
+                    world.flow(
+                        other,
+                        if other == n { bytes / 50 } else { bytes },
+                        |_| if other == n { ready } else { 0 },
+                    );
                 }
             }
         }
@@ -115,7 +119,12 @@ fn apply(world: &mut World, step: Step) {
             world.hear(n, faasnet_api::v1::event::Event::OriginWanted(wanted));
         }
         Step::Foreign(count) => {
-            let ask = faasnet_api::v1::ProvisionRequest { tenant: "other".into(), function: "h".into(), count, nodes: vec![] };
+            let ask = faasnet_api::v1::ProvisionRequest {
+                tenant: "other".into(),
+                function: "h".into(),
+                count,
+                nodes: vec![],
+            };
             drop(world.begin(crate::state::Ask::Provision(ask)));
         }
         Step::Pass(ms) => world.pass(ms, &[]),

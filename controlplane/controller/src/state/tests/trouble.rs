@@ -333,6 +333,7 @@ fn a_new_node_at_an_old_address_ends_the_old_one() {
         node_id: node(50).to_vec(),
         name: "n1".into(),
         data_address: "10.0.0.1:7410".into(),
+        public_key: vec![5; 32],
         ..Default::default()
     };
     world.state.handle(world.now, Input::Attached { session: SessionId(999), attached: attached.into() });

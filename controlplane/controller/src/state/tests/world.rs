@@ -48,10 +48,7 @@ pub(super) struct World {
 }
 
 pub(super) fn settings() -> Settings {
-    Settings {
-        forget_dead_ms: 3_600_000,
-        ..Settings::new([1; 32])
-    }
+    Settings { forget_dead_ms: 3_600_000, ..Settings::new([1; 32]) }
 }
 
 pub(super) fn node(n: u32) -> NodeId {
@@ -337,8 +334,15 @@ impl World {
         let report = |assign: &v1::Assign| {
             let (mut upstreams, mut downstreams) = (Vec::new(), Vec::new());
             for (stripe, plan) in (0u32..).zip(&assign.stripes) {
-                if let Some(v1::upstream::Upstream::Node(from)) = plan.upstream.as_ref().and_then(|up| up.upstream.clone()) {
-                    upstreams.push(v1::UpstreamUse { stripe, node_id: from.node_id, bytes: received, ..Default::default() });
+                if let Some(v1::upstream::Upstream::Node(from)) =
+                    plan.upstream.as_ref().and_then(|up| up.upstream.clone())
+                {
+                    upstreams.push(v1::UpstreamUse {
+                        stripe,
+                        node_id: from.node_id,
+                        bytes: received,
+                        ..Default::default()
+                    });
                 }
                 for child in &plan.children {
                     let blocks_ready = ready(NodeId::try_from(&child[..]).unwrap());
@@ -369,7 +373,12 @@ impl World {
 
     pub(super) fn release(&mut self, name: &str, nodes: &[u32]) -> Result<u32, Refusal> {
         let nodes = nodes.iter().map(|n| format!("n{n}")).collect();
-        match self.ask(Ask::Release(v1::ReleaseRequest { tenant: String::new(), function: name.into(), nodes, discard: false }))? {
+        match self.ask(Ask::Release(v1::ReleaseRequest {
+            tenant: String::new(),
+            function: name.into(),
+            nodes,
+            discard: false,
+        }))? {
             Answer::Released(released) => Ok(released),
             other => panic!("{other:?}"),
         }
@@ -431,14 +440,26 @@ impl World {
         let memory: u64 = held.iter().map(|function| u64::from(function.memory_mib)).sum();
         assert_eq!(node.memory_used_mib, memory, "the memory of {} is counted wrong", node.id);
         assert_eq!(node.tenant.is_none(), held.is_empty(), "{} is in the wrong pool", node.id);
-        assert!(held.iter().all(|function| Some(&function.tenant) == node.tenant.as_ref()), "{} has two tenants", node.id);
+        assert!(
+            held.iter().all(|function| Some(&function.tenant) == node.tenant.as_ref()),
+            "{} has two tenants",
+            node.id
+        );
         assert!(held.len() <= self.state.settings.functions_per_node as usize);
         if node.draining {
-            assert!(held.iter().all(|function| !function.stays(&node.id)), "{} is drained and keeps functions", node.id);
+            assert!(
+                held.iter().all(|function| !function.stays(&node.id)),
+                "{} is drained and keeps functions",
+                node.id
+            );
         }
         for function in &held {
             let leaving = !function.stays(&node.id);
-            assert_eq!(self.state.leaving.contains(&(function.id, node.id)), leaving, "the list of those who leave is wrong");
+            assert_eq!(
+                self.state.leaving.contains(&(function.id, node.id)),
+                leaving,
+                "the list of those who leave is wrong"
+            );
         }
         let alone = |other: &node::Node| other.id == node.id || other.name != node.name || other.is_dead();
         assert!(node.is_dead() || self.state.nodes.values().all(alone), "two nodes are named {}", node.name);

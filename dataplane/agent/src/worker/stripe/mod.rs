@@ -88,6 +88,11 @@ impl Stripe {
         self.core.upstreams.level().unwrap_or(0)
     }
 
+    /// Whether nothing is still to be received.
+    pub(super) fn has_passed_everything(&self) -> bool {
+        self.core.has_image() && !self.core.is_needed()
+    }
+
     /// Whether anybody is connected.
     pub(super) fn is_quiet(&self) -> bool {
         self.links.is_empty() && self.children.is_empty()

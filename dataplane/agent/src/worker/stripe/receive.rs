@@ -19,6 +19,7 @@ use super::super::io::{ConnId, Direction, DiskOp, Io, Purpose};
 use super::super::link::Link;
 use super::super::mailbox::WorkerEvent;
 use super::super::mover::Intake;
+use super::super::pass::pass;
 use super::{LinkEnd, Stripe, TURN};
 
 /// The largest block frame.
@@ -58,7 +59,7 @@ impl Stripe {
                 return Ok(());
             }
             let Link { fd, inbox, wanted, starved, .. } = &mut self.links[index];
-            let judge = LinkJudge { core: &self.core, children: &self.children, wanted: *wanted };
+            let judge = LinkJudge { core: &self.core, children: &self.children, wanted: *wanted, keeps: io.keeps };
             *starved = false;
             match inbox.step(fd.as_fd(), &io.arena, now, std::mem::take(&mut fired), &judge) {
                 Step::Blocked => {
@@ -79,6 +80,12 @@ impl Stripe {
                     self.arrived(index, arrival, shared, io)?;
                     if !self.core.is_needed() {
                         // The link ends as planned; whether the parent was faster in ending it is nobody's failure.
+                        return Ok(());
+                    }
+                }
+                Step::Unseen(block, frame) => {
+                    self.unseen(index, block, &frame, shared, io)?;
+                    if !self.core.is_needed() {
                         return Ok(());
                     }
                 }
@@ -235,12 +242,36 @@ impl Stripe {
         }
     }
 
+    /// Passes a block on that lies in the socket, without looking at it.
+    fn unseen(
+        &mut self,
+        index: usize,
+        block: BlockIndex,
+        frame: &Frame,
+        shared: &mut Shared,
+        io: &mut Io,
+    ) -> Result<(), LinkEnd> {
+        let (total, link) = (frame.total_bytes(), &self.links[index]);
+        shared.counters.received(self.id, link.target, frame.len);
+        self.core.upstreams.block(link.link, io.now());
+        let live = if self.core.received(block) { self.take_live(block, total, true, io) } else { Vec::new() };
+        let Some(transit) = io.transit(false).pipe else { return Err(LinkEnd::new("forward-only needs a pipe")) };
+        let passed = pass(self.links[index].fd(), transit, total, &mut self.children, &live);
+        shared.counters.bytes_live += live.len() as u64 * u64::from(frame.len);
+        shared.counters.bytes_copied += passed.map_err(LinkEnd::new)? as u64;
+        for index in live.into_iter().rev() {
+            self.serve(index, shared, io);
+        }
+        Ok(())
+    }
+
     /// Indexes of the children that get `block` now.
     fn take_live(&mut self, block: BlockIndex, total: usize, in_socket: bool, io: &Io) -> Vec<usize> {
         let (mut ids, children) = (Vec::new(), &self.children);
         let ready = |id| {
             let child = children.iter().find(|child| child.child_id() == id);
-            child.is_some_and(|child| child.is_ready_for_live(io, in_socket, total))
+            // Where nothing is kept it is now or never.
+            child.is_some_and(|child| child.is_ready_for_live(io, in_socket, total) || (!io.keeps && child.attached))
         };
         self.core.downstream.forward(block, ready, &mut ids);
         (0..self.children.len()).filter(|&index| ids.contains(&self.children[index].child_id())).collect()
@@ -255,6 +286,9 @@ impl Stripe {
         shared: &Shared,
         io: &mut Io,
     ) {
+        if !io.keeps {
+            return;
+        }
         let purpose = Purpose::Keep { lease, len, direct: false, since: Now::ZERO };
         // Whoever did not get it live gets it from the store.
         let read_soon = self.core.downstream.is_owed(block);
@@ -267,6 +301,7 @@ struct LinkJudge<'a> {
     core: &'a StripeRelay,
     children: &'a [Child],
     wanted: bool,
+    keeps: bool,
 }
 
 impl Judge for LinkJudge<'_> {
@@ -275,6 +310,11 @@ impl Judge for LinkJudge<'_> {
             return Err("a block before it was asked for".into());
         }
         self.core.expect(frame).map_err(|error| error.to_string())
+    }
+
+    fn passes_unseen(&self, block: BlockIndex) -> bool {
+        let mut attached = self.children.iter().filter(|child| child.attached);
+        !self.keeps && self.core.downstream.is_owed(block) && attached.all(Child::can_be_piped_to)
     }
 
     fn wants_peek(&self, block: BlockIndex) -> bool {

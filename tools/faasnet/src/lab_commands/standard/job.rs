@@ -82,8 +82,8 @@ pub(super) struct Set {
     relay: RelayWork,
     faults: Vec<(&'static str, usize)>,
     fault_image: (u64, Rate),
-    /// Seeds, seconds, hosts, bytes.
-    chaos: (u64, u64, usize, u64),
+    /// How many seeds, and each one's experiment.
+    chaos: (u64, Plan),
 }
 
 const MIB: u64 = 1 << 20;
@@ -130,14 +130,14 @@ impl Set {
             relay: RelayWork { engines: Vec::new(), modes: Vec::new(), gib: 1.0, runs: runs.max(3) },
             faults: FAULTS.into(),
             fault_image: image,
-            chaos: (20, 60, 15, 64 * MIB),
+            chaos: (20, Plan { hosts: 15, seconds: 60, ..Plan::default() }),
         }
     }
 
     /// Every part with as little as it can be tried with.
     pub(super) fn quick() -> Self {
         Self {
-            image: (4 * MIB, Rate::nearest(80_000_000)),
+            image: (2 * MIB, Rate::nearest(80_000_000)),
             runs: 1,
             counts: vec![1, 3],
             systems: vec![System::Own(LabPolicy::Twin), System::Own(LabPolicy::Direct)],
@@ -146,7 +146,7 @@ impl Set {
             relay: RelayWork { engines: vec!["splice", "copy-256k"], modes: vec!["keep"], gib: 0.0625, runs: 1 },
             faults: vec![("kill:inner", 7)],
             fault_image: (8 * MIB, Rate::nearest(40_000_000)),
-            chaos: (1, 4, 5, 4 * MIB),
+            chaos: (1, Plan { seconds: 3, ..lab(5, (4 * MIB, Rate::nearest(16_000_000))) }),
         }
     }
 
@@ -165,9 +165,9 @@ impl Set {
             let plan = Plan { faults: vec![fault], ..lab(*hosts, self.fault_image) };
             Some(Job { part: Part::Faults, key, work: Work::Lab(plan) })
         }));
-        let (seeds, seconds, hosts, size) = self.chaos;
-        jobs.extend((1..=seeds).map(|seed| {
-            let plan = Plan { hosts, size, chaos: Some(seed), seconds, ..Plan::default() };
+        let (seeds, plan) = &self.chaos;
+        jobs.extend((1..=*seeds).map(|seed| {
+            let plan = Plan { chaos: Some(seed), ..plan.clone() };
             Job { part: Part::Chaos, key: format!("chaos-{seed:02}"), work: Work::Lab(plan) }
         }));
         jobs

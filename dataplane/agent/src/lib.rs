@@ -94,9 +94,10 @@ impl Agent {
         self.0.admin_address()
     }
 
-    /// Ready as soon as the controller has accepted this agent; whatever stands in the way until then is logged.
-    pub fn accepted(&self) -> impl Future<Output = ()> + Send + 'static {
-        self.0.accepted()
+    /// Ready as soon as the controller has accepted this agent, or cannot be reached, so that the agent goes on with what it last heard.
+    /// Not while the controller refuses it, for which the log says the reason.
+    pub fn ready(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.0.ready()
     }
 
     /// Works until `shutdown` is ready; then ends the session, lets the worker finish its writes, and syncs the store. An error if the

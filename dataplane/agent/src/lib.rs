@@ -18,12 +18,12 @@ mod memory;
 mod node_key;
 mod session;
 mod table;
-mod trust;
-pub mod tuning;
 #[cfg(test)]
 mod test_support;
 #[cfg(test)]
 mod tests;
+mod trust;
+pub mod tuning;
 mod view;
 pub mod worker;
 
@@ -111,11 +111,14 @@ impl Agent {
 /// the kernel gives less than they ask for.
 fn try_sockets(config: &Config) -> anyhow::Result<()> {
     let options = config.socket_options();
-    let (receive, send) = faasnet_ring::socket::granted_buffers(&options)
-        .context("data connections cannot be set up with these settings")?;
+    let granted =
+        faasnet_ring::socket::try_options(&options).context("data connections cannot be set up with these settings")?;
+    if let Err(reason) = granted.busy_poll {
+        tracing::warn!(reason, "busy_poll_us: sockets do not poll their cards");
+    }
     let asked = [
-        ("receive_buffer_bytes", options.receive_bytes, receive, "net.core.rmem_max"),
-        ("send_buffer_bytes", options.send_bytes, send, "net.core.wmem_max"),
+        ("receive_buffer_bytes", options.receive_bytes, granted.receive_bytes, "net.core.rmem_max"),
+        ("send_buffer_bytes", options.send_bytes, granted.send_bytes, "net.core.wmem_max"),
     ];
     for (setting, asked, granted, limit) in asked {
         if let Some(asked) = asked.filter(|asked| *asked > granted) {

@@ -14,7 +14,8 @@ async fn a_root_fetches_serves_and_keeps() {
         let folder = tempfile::tempdir().unwrap();
         let (blobs, descriptor) = layout(&folder.path().join("layout"), &[1, 0, (9 << 20) + 1, 4 << 20, (4 << 20) - 1]);
         let mut controller = Controller::start().await;
-        let settings = config(&folder.path().join("store"), controller.address);
+        let mut settings = config(&folder.path().join("store"), controller.address);
+        settings.workers = stripes;
         let agent = crate::Agent::start(settings.clone()).await.unwrap();
         let (admin, node) = (agent.admin_address(), agent.node_id());
         assert!(agent.data_address().port() != 0);

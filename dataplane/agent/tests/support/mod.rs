@@ -95,6 +95,7 @@ impl Node {
             socket_options: Default::default(),
             tuning,
             verify: Default::default(),
+            store_write: Default::default(),
             forward_only: false,
         };
         Self { worker: worker::start(config).await.unwrap(), store, _folder: folder }

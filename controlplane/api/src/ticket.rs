@@ -116,13 +116,7 @@ impl Ticket {
 
     /// Checks that the claims fit what is asked for at `now` (seconds since the Unix epoch). Costs next to nothing: to be done before
     /// any signature is looked at.
-    pub fn permits(
-        &self,
-        node: NodeId,
-        function: FunctionId,
-        image: ImageId,
-        now: u64,
-    ) -> Result<(), TicketError> {
+    pub fn permits(&self, node: NodeId, function: FunctionId, image: ImageId, now: u64) -> Result<(), TicketError> {
         let claims = self.claims();
         if claims.node != node {
             return Err(TicketError::Another("node"));

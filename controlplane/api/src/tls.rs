@@ -44,7 +44,9 @@ pub enum TlsError {
     #[error("tls_client_ca is set but tls_cert and tls_key are not; callers cannot show certificates without TLS")]
     ClientCaAlone,
     /// An encrypted connection to nobody knows whom.
-    #[error("{0} is https, so tls_ca has to name the authority that signed the controller's certificate (`faasnet certs init` makes ca.pem)")]
+    #[error(
+        "{0} is https, so tls_ca has to name the authority that signed the controller's certificate (`faasnet certs init` makes ca.pem)"
+    )]
     NoAuthority(String),
     /// Certificates for a connection that shows none.
     #[error("TLS files are set, but {0} is plain http; write https://")]
@@ -119,7 +121,8 @@ fn identity(cert: Option<&Path>, key: Option<&Path>) -> Result<Option<Identity>,
 fn read(path: &Path, kind: &'static str) -> Result<Vec<u8>, TlsError> {
     let bytes = std::fs::read(path).map_err(|source| TlsError::File { path: path.into(), source })?;
     let text = String::from_utf8_lossy(&bytes);
-    let holds = text.lines().any(|line| line.starts_with("-----BEGIN ") && line.trim_end().ends_with(&format!("{kind}-----")));
+    let holds =
+        text.lines().any(|line| line.starts_with("-----BEGIN ") && line.trim_end().ends_with(&format!("{kind}-----")));
     if holds { Ok(bytes) } else { Err(TlsError::Content { path: path.into(), kind }) }
 }
 
@@ -144,8 +147,12 @@ pub fn explain(text: &str) -> Option<&'static str> {
     let told = has(&["received fatal alert"]);
     Some(if has(&["certificateexpired", "certificate expired", "notvalidyet", "not valid yet"]) {
         match told {
-            true => "the certificate of this side (--tls-cert) is not valid now; issue another with `faasnet certs issue`, or correct the clock",
-            false => "the controller's certificate is not valid now; issue another with `faasnet certs issue` and restart it, or correct the clock",
+            true => {
+                "the certificate of this side (--tls-cert) is not valid now; issue another with `faasnet certs issue`, or correct the clock"
+            }
+            false => {
+                "the controller's certificate is not valid now; issue another with `faasnet certs issue` and restart it, or correct the clock"
+            }
         }
     } else if has(&["not valid for name", "notvalidforname"]) {
         "the controller's certificate does not name this address; issue one that does (`faasnet certs issue controller --host NAME`) and restart it"
@@ -153,8 +160,12 @@ pub fn explain(text: &str) -> Option<&'static str> {
         "the controller asks for a certificate; give --tls-cert and --tls-key"
     } else if has(&["unknownissuer", "unknownca", "unknown ca", "badsignature", "decrypterror", "badcertificate"]) {
         match told {
-            true => "the controller does not know the authority of this side's certificate (--tls-cert); issue it with the authority in the controller's --tls-client-ca",
-            false => "the controller's certificate is not of the authority in --tls-ca; is that file the cluster's ca.pem?",
+            true => {
+                "the controller does not know the authority of this side's certificate (--tls-cert); issue it with the authority in the controller's --tls-client-ca"
+            }
+            false => {
+                "the controller's certificate is not of the authority in --tls-ca; is that file the cluster's ca.pem?"
+            }
         }
     } else if has(&["invalidcontenttype", "corrupt message"]) {
         "the controller speaks without TLS there; write http://, or start it with --tls-cert and --tls-key"

@@ -22,7 +22,7 @@ use crate::feed::{self, Counters, Feed};
 use crate::link::WorkerLink;
 use crate::memory::Memory;
 use crate::node_key;
-use crate::session::Session;
+use crate::session::{Session, Standing};
 use crate::trust::Trust;
 use crate::view::Identity;
 
@@ -119,11 +119,12 @@ impl<W: WorkerLink> Parts<W> {
         self.shared.admin_address
     }
 
-    /// Ready when the controller has accepted this agent for the first time; never, if the agent ends before.
-    pub(crate) fn accepted(&self) -> impl Future<Output = ()> + Send + 'static {
-        let mut view = self.shared.view.clone();
+    /// Ready when the controller has accepted this agent, or cannot be reached; never, if the agent ends before.
+    pub(crate) fn ready(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut standing = self.session.standing();
         async move {
-            if view.wait_for(|view| view.term.is_some()).await.is_err() {
+            let works = |standing: &Standing| matches!(standing, Standing::Accepted | Standing::Away);
+            if standing.wait_for(works).await.is_err() {
                 std::future::pending().await
             }
         }

@@ -10,8 +10,8 @@ use std::time::Duration;
 use faasnet_api::tls::ClientFiles;
 use faasnet_api::{ClusterSecret, Verify};
 use faasnet_relay::plan::Patience;
-use faasnet_store::{StoreOptions, WriteMode};
 use faasnet_ring::{DriverOptions, SocketOptions};
+use faasnet_store::{StoreOptions, WriteMode};
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::tuning::{PIPE_BYTES, Pin, Tuning};
@@ -351,10 +351,8 @@ impl Config {
         ensure((64 << 10..=64 << 20).contains(&self.pipe_bytes), "pipe_bytes", || {
             format!("{} is not between 65536 and 67108864", self.pipe_bytes)
         })?;
-        let buffers = [
-            ("receive_buffer_bytes", self.receive_buffer_bytes),
-            ("send_buffer_bytes", self.send_buffer_bytes),
-        ];
+        let buffers =
+            [("receive_buffer_bytes", self.receive_buffer_bytes), ("send_buffer_bytes", self.send_buffer_bytes)];
         for (setting, bytes) in buffers {
             ensure(bytes.is_none_or(|bytes| (64 << 10..=1 << 30).contains(&bytes)), setting, || {
                 "is not between 65536 and 1073741824; leave it out for the kernel's own tuning".into()

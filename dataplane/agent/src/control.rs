@@ -13,8 +13,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::memory::{self, Memory};
 use crate::link::{WorkerEnded, WorkerLink};
+use crate::memory::{self, Memory};
 use crate::session::commands::{AssignOrder, Order};
 use crate::session::events;
 use crate::table::{Decision, Phase, Table, Use};
@@ -310,7 +310,11 @@ impl<W: WorkerLink> Control<W> {
         for assign in self.remembered.take().unwrap_or_default() {
             match AssignOrder::parse(assign) {
                 Ok(order) => {
-                    tracing::info!(tenant = order.tenant, function = order.name, "the controller is away: held as it last said");
+                    tracing::info!(
+                        tenant = order.tenant,
+                        function = order.name,
+                        "the controller is away: held as it last said"
+                    );
                     self.assign(order)?;
                 }
                 Err(error) => tracing::warn!(%error, "what the controller last said makes no sense to this version"),

@@ -18,12 +18,12 @@ mod memory;
 mod node_key;
 mod session;
 mod table;
-mod trust;
-pub mod tuning;
 #[cfg(test)]
 mod test_support;
 #[cfg(test)]
 mod tests;
+mod trust;
+pub mod tuning;
 mod view;
 pub mod worker;
 
@@ -94,9 +94,10 @@ impl Agent {
         self.0.admin_address()
     }
 
-    /// Ready as soon as the controller has accepted this agent; whatever stands in the way until then is logged.
-    pub fn accepted(&self) -> impl Future<Output = ()> + Send + 'static {
-        self.0.accepted()
+    /// Ready as soon as the controller has accepted this agent, or cannot be reached, so that the agent goes on with what it last heard.
+    /// Not while the controller refuses it, for which the log says the reason.
+    pub fn ready(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.0.ready()
     }
 
     /// Works until `shutdown` is ready; then ends the session, lets the worker finish its writes, and syncs the store. An error if the
@@ -110,11 +111,14 @@ impl Agent {
 /// the kernel gives less than they ask for.
 fn try_sockets(config: &Config) -> anyhow::Result<()> {
     let options = config.socket_options();
-    let (receive, send) = faasnet_ring::socket::granted_buffers(&options)
-        .context("data connections cannot be set up with these settings")?;
+    let granted =
+        faasnet_ring::socket::try_options(&options).context("data connections cannot be set up with these settings")?;
+    if let Err(reason) = granted.busy_poll {
+        tracing::warn!(reason, "busy_poll_us: sockets do not poll their cards");
+    }
     let asked = [
-        ("receive_buffer_bytes", options.receive_bytes, receive, "net.core.rmem_max"),
-        ("send_buffer_bytes", options.send_bytes, send, "net.core.wmem_max"),
+        ("receive_buffer_bytes", options.receive_bytes, granted.receive_bytes, "net.core.rmem_max"),
+        ("send_buffer_bytes", options.send_bytes, granted.send_bytes, "net.core.wmem_max"),
     ];
     for (setting, asked, granted, limit) in asked {
         if let Some(asked) = asked.filter(|asked| *asked > granted) {

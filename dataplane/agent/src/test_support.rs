@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use faasnet_api::descriptor::DescriptorParts;
 use faasnet_api::{
-    BLOCK_BYTES, BlockDigest, BlockIndex, CHUNK_BYTES, ClusterSecret, Descriptor, Entry, FunctionId, Geometry, ImageId,
-    NodeId, Origin, Ticket, Claims, KeySet, SigningKey, Stripe, TenantId, TicketKey,
+    BLOCK_BYTES, BlockDigest, BlockIndex, CHUNK_BYTES, Claims, ClusterSecret, Descriptor, Entry, FunctionId, Geometry,
+    ImageId, KeySet, NodeId, Origin, SigningKey, Stripe, TenantId, Ticket, TicketKey,
 };
 use faasnet_relay::wire::{Hello, UNSIGNED};
 use tokio::sync::watch;

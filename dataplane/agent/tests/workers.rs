@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use faasnet_agent::budget::{Budget, SocketLimits};
 use faasnet_agent::tuning::{Pin, Tuning};
+use faasnet_agent::worker::mailbox::WorkerCommand;
 use faasnet_agent::{Config, Engine, WorkerLink};
 use support::{Image, Node, anonymous_bytes, nobody};
 
@@ -86,6 +87,39 @@ async fn children_of_two_workers_share_the_rate_limit() {
     // 48 MiB at 32 MiB/s; undivided it would be 12 MiB at 32 MiB/s. What leaves before the first division is slack.
     let took = start.elapsed().as_secs_f64();
     assert!(took > 0.8, "{took} s: the limit was not divided");
+    child.worker.stop();
+    parent.worker.stop();
+}
+
+/// Catches an update that leaves one image with two owners, a function that is reported twice or not at all after it has moved, and one
+/// that cannot come back after it was dropped.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_function_follows_its_image_to_another_worker() {
+    let two = Tuning { workers: 2, ..Tuning::default() };
+    let [first, second] = [Image::new(0, 1 << 20), Image::new(1, 1 << 20)];
+    let mut parent = Node::start(Engine::Auto, BUFFERS, two.clone()).await;
+    let mut child = Node::start(Engine::Auto, BUFFERS, two).await;
+    let ids = [child.store.node_id()];
+    for image in [&first, &second] {
+        parent.assign(image, nobody(), &ids, true);
+        child.assign(image, parent.target(), &[], false);
+    }
+    let (stayed, function) = (second.function, first.function);
+    let home = parent.worker.worker_of(stayed);
+    assert_ne!(parent.worker.worker_of(function), home);
+    // The child still holds the old image of the first function when its parent has the new one already.
+    let updated = Image::new(1, 1 << 20).of(function);
+    parent.assign(&updated, nobody(), &ids, true);
+    child.assign(&updated, parent.target(), &[], false);
+    assert_eq!(parent.worker.worker_of(function), home);
+    child.complete(&[updated, second]).await;
+    let reports = parent.until("two functions", |reports| reports.len() == 2).await;
+    assert!(reports.iter().all(|report| report.image == Image::new(1, 1 << 20).descriptor.id()));
+    child.worker.send(WorkerCommand::Drop { function, term: 1, epoch: 1 }).unwrap();
+    child.until("dropped", |reports| reports.len() == 1).await;
+    assert_eq!(child.worker.worker_of(function), None);
+    child.assign(&first, parent.target(), &[], false);
+    child.until("back", |reports| reports.len() == 2).await;
     child.worker.stop();
     parent.worker.stop();
 }

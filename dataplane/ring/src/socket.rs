@@ -97,7 +97,8 @@ impl SocketOptions {
             socket.set_tcp_congestion(congestion.as_bytes()).map_err(|error| explain_congestion(congestion, &error))?;
         }
         if let Some(micros) = self.busy_poll_us {
-            socket.set_busy_poll(micros).map_err(|error| explain_busy_poll(micros, &error))?;
+            // Ignored: a host that forbids it is only slower; `try_options` tells.
+            let _ = socket.set_busy_poll(micros);
         }
         if let Some(bytes_per_second) = self.pacing_bytes_per_second {
             set_pacing_rate(socket, bytes_per_second)?;
@@ -123,21 +124,31 @@ fn explain_congestion(name: &str, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), cause)
 }
 
-fn explain_busy_poll(micros: u32, error: &io::Error) -> io::Error {
-    let next = match error.raw_os_error() {
-        Some(libc::EPERM) => "more than net.core.busy_read needs CAP_NET_ADMIN: raise that sysctl or run as root",
-        _ => "this kernel lacks it: drop the setting",
-    };
-    io::Error::new(error.kind(), format!("sockets cannot busy-poll for {micros} us ({error}); {next}"))
+/// What a host gives of [`SocketOptions`] that it may give less of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Granted {
+    /// Of SO_RCVBUF, in bytes as they were asked for; net.core.rmem_max caps it.
+    pub receive_bytes: usize,
+    /// Of SO_SNDBUF; net.core.wmem_max caps it.
+    pub send_bytes: usize,
+    /// Why sockets cannot busy-poll.
+    pub busy_poll: Result<(), String>,
 }
 
-/// What the kernel gave of SO_RCVBUF and SO_SNDBUF to a socket with these options, in bytes as they were asked for; less than that where
-/// net.core.rmem_max or wmem_max cap it.
-pub fn granted_buffers(options: &SocketOptions) -> io::Result<(usize, usize)> {
+/// Tries `options` on a socket that goes nowhere; an error is one that every connection would meet.
+pub fn try_options(options: &SocketOptions) -> io::Result<Granted> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
     options.apply(&socket)?;
+    let busy_poll = options.busy_poll_us.map_or(Ok(()), |micros| {
+        socket.set_busy_poll(micros).map_err(|error| match error.raw_os_error() {
+            Some(libc::EPERM) => {
+                format!("{error}: more than net.core.busy_read needs CAP_NET_ADMIN; raise that sysctl or run as root")
+            }
+            _ => format!("{error}: this kernel lacks it"),
+        })
+    });
     // The kernel doubles what is asked for, to account for its own bookkeeping, and tells the double.
-    Ok((socket.recv_buffer_size()? / 2, socket.send_buffer_size()? / 2))
+    Ok(Granted { receive_bytes: socket.recv_buffer_size()? / 2, send_bytes: socket.send_buffer_size()? / 2, busy_poll })
 }
 
 /// Bounds what a connection sends to `bytes_per_second` (SO_MAX_PACING_RATE); the kernel paces by itself where no fq qdisc does

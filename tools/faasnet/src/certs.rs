@@ -138,7 +138,8 @@ fn sign(dir: &Path, name: &str, hosts: &[String], days: u64, issuer: &Issuer<'_,
         false => vec![ExtendedKeyUsagePurpose::ServerAuth],
     };
     let key = KeyPair::generate().context("cannot make a key")?;
-    let certificate = params.signed_by(&key, issuer).with_context(|| format!("cannot sign the certificate of {name}"))?;
+    let certificate =
+        params.signed_by(&key, issuer).with_context(|| format!("cannot sign the certificate of {name}"))?;
     write(dir, name, &certificate.pem(), &key)
 }
 
@@ -162,7 +163,10 @@ fn write(dir: &Path, name: &str, certificate: &str, key: &KeyPair) -> Result<Mad
     let files = [(&made.key, key.serialize_pem(), 0o600), (&made.certificate, certificate.to_owned(), 0o644)];
     for (path, pem, mode) in files {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path).with_context(|| {
-            format!("cannot write {}; if it is there already, move it away or choose another --dir or name", path.display())
+            format!(
+                "cannot write {}; if it is there already, move it away or choose another --dir or name",
+                path.display()
+            )
         })?;
         file.write_all(pem.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
     }

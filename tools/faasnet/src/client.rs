@@ -4,8 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use faasnet_api::v1::control_client::ControlClient;
 use faasnet_api::tls::{self, ClientFiles, chain};
+use faasnet_api::v1::control_client::ControlClient;
 use faasnet_api::{ClusterSecret, v1};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
@@ -47,7 +47,10 @@ pub async fn connect_with(url: &str, secret: Option<&[u8]>, tls: &ClientFiles) -
         .connect_timeout(CONNECT_TIMEOUT);
     if let Some(tls) = tls.load(url)? {
         endpoint = endpoint.tls_config(tls).map_err(|error| {
-            anyhow!("--tls-ca, --tls-cert or --tls-key cannot be used ({}); is the key the certificate's?", chain(&error))
+            anyhow!(
+                "--tls-ca, --tls-cert or --tls-key cannot be used ({}); is the key the certificate's?",
+                chain(&error)
+            )
         })?;
     }
     let channel = endpoint.connect().await.map_err(|error| match tls::explain(&chain(&error)) {

@@ -32,10 +32,10 @@ pub async fn agent(global: &Global, mut args: AgentArgs) -> Result<()> {
     let shutdown = shutdown(args.common.exit_with_stdin)?;
     let agent = Agent::start(config).await?;
     let addresses = [("listen", agent.data_address()), ("admin", agent.admin_address())];
-    // Not before: an agent whom the controller refuses receives nothing, so whoever waits for it must not be told to go on.
-    let accepted = agent.accepted();
+    // Not at once: an agent whom the controller refuses receives nothing, so whoever waits for it must not be told to go on.
+    let works = agent.ready();
     let announce = tokio::spawn(async move {
-        accepted.await;
+        works.await;
         ready(&addresses);
     });
     let ended = agent.run_until(shutdown).await;

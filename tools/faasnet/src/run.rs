@@ -9,7 +9,10 @@ use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::{Cli, Command, ImageCommand};
-use crate::{bench_commands, certs, daemon, demo, drain, functions, image_commands, keys, lab_commands, nodes, output, provision, pull, sim_commands, tune};
+use crate::{
+    bench_commands, certs, daemon, demo, drain, functions, image_commands, keys, lab_commands, nodes, output,
+    provision, pull, sim_commands, tune,
+};
 
 /// Parses, runs, reports. 0: done; 1: failed, with one line on standard error; 2: wrong usage.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {

@@ -18,7 +18,7 @@ use crate::checks::Rings;
 use crate::control::{self, Control, Effect, Message, Order};
 use crate::faults::Fault;
 use crate::feed::Feed;
-use crate::function::{File, Spec};
+use crate::function::{File, Function, Spec};
 use crate::io::{Directory, Io, Tally};
 use crate::network::{ConnId, Host, NetEvent, Network};
 use crate::node::{Node, Parts, Process};
@@ -491,7 +491,8 @@ impl Cluster {
                     (false, None) => v1::FunctionState::Waiting,
                 };
                 let shared = &function.shared;
-                control::progress(&shared.spec, shared.version, state, shared.present_bytes())
+                let progress = control::progress(&shared.spec, shared.version, state, shared.present_bytes());
+                self.edges_of(function, progress)
             });
             let beat = Said::Heartbeat(v1::Heartbeat { functions: progress.collect() });
             let way = self.plan.latency_us * MICROSECOND;
@@ -499,6 +500,24 @@ impl Cluster {
         }
         let pause = if moving { u64::from(control::HEARTBEAT_MS) } else { 5 * u64::from(control::HEARTBEAT_MS) };
         self.net.agenda.after(pause * MILLISECOND, Event::Heartbeat { host, session });
+    }
+
+    /// What a node reports of the edges of a function.
+    fn edges_of(&self, function: &Function, mut progress: v1::FunctionProgress) -> v1::FunctionProgress {
+        let id = |host: Host| self.directory.id(host).to_vec();
+        for ((stripe, from), bytes) in &function.shared.counters.upstreams {
+            let node_id = from.map(id).unwrap_or_default();
+            progress.bytes_received += bytes;
+            let (stripe, bytes) = (*stripe as u32, *bytes);
+            progress.upstreams.push(v1::UpstreamUse { stripe, node_id, bytes, ..Default::default() });
+        }
+        for (stripe, edges) in (0u32..).zip(&function.stripes) {
+            for (conn, blocks_ready) in edges.downstreams() {
+                let node_id = id(self.net.conn(conn).child.host);
+                progress.downstreams.push(v1::DownstreamUse { stripe, node_id, blocks_ready });
+            }
+        }
+        progress
     }
 
     fn carry_out(&mut self, effects: Vec<Effect>) {

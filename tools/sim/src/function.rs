@@ -53,7 +53,8 @@ pub(crate) struct Assignment {
 pub(crate) struct Counters {
     pub(crate) received_bytes: u64,
     pub(crate) refetched_bytes: u64,
-    pub(crate) upstreams: BTreeMap<Option<Host>, u64>,
+    /// Payload per stripe and upstream; `None`: the origin.
+    pub(crate) upstreams: BTreeMap<(usize, Option<Host>), u64>,
 }
 
 /// What the stripes of a function have in common.
@@ -230,10 +231,10 @@ impl Shared {
         }
     }
 
-    pub(crate) fn received(&mut self, from: Target, len: u32, io: &Io<'_>) {
+    pub(crate) fn received(&mut self, stripe: StripeId, from: Target, len: u32, io: &Io<'_>) {
         self.counters.received_bytes += u64::from(len);
         let from = io.resolve(from).filter(|host| *host < io.directory.len());
-        *self.counters.upstreams.entry(from).or_default() += u64::from(len);
+        *self.counters.upstreams.entry((stripe.index(), from)).or_default() += u64::from(len);
     }
 }
 

@@ -90,6 +90,12 @@ impl Stripe {
         Some(self.core.downstream.owed_count(child.id()))
     }
 
+    /// The children that are served, and the blocks that lie ready for each.
+    pub(crate) fn downstreams(&self) -> impl Iterator<Item = (ConnId, u32)> + '_ {
+        let served = self.children.iter().filter(|child| !child.stopping);
+        served.map(|child| (child.conn, self.core.backlog(child.id())))
+    }
+
     /// What is missing, and why nothing comes, for people.
     pub(crate) fn describe(&self, shared: &Shared, plan: &StripePlan) -> String {
         format!(
@@ -381,7 +387,7 @@ impl Stripe {
         let frame = self.core.frame_of(block);
         let frame = frame.filter(|_| link.wanted).ok_or(("a block before it was asked for", false))?;
         self.core.expect(&frame).map_err(|_| ("a block that does not fit the image", false))?;
-        shared.received(link.target, len, io);
+        shared.received(self.id, link.target, len, io);
         if content != Content::Right {
             if content == Content::Unwritten {
                 io.tally.violate(format!("{} got block {} that its parent had never written", io.me, block.0));

@@ -11,7 +11,7 @@ use anyhow::{Context, anyhow};
 use faasnet_api::tls::{ClientFiles, chain, explain};
 use faasnet_api::v1::agent_session_client::AgentSessionClient;
 use faasnet_api::{ClusterSecret, FunctionId, ImageId, v1};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -39,6 +39,20 @@ pub(crate) struct Session {
     controller: String,
     authorization: MetadataValue<Ascii>,
     inputs: mpsc::Sender<Input>,
+    standing: watch::Sender<Standing>,
+}
+
+/// How the controller took this agent, as last heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// No try has ended yet.
+    Unknown,
+    /// It accepted the agent.
+    Accepted,
+    /// It cannot be reached: the agent goes on with what it last heard.
+    Away,
+    /// It is there and does not want this agent: a wrong secret, a wrong certificate, an id that belongs to another key.
+    Refused,
 }
 
 /// Why a stream ended.
@@ -47,6 +61,8 @@ enum End {
     Stopped,
     /// The controller went away, or was never there.
     Lost(String),
+    /// It is there and refuses this agent.
+    Refused(String),
 }
 
 impl Session {
@@ -71,7 +87,13 @@ impl Session {
         };
         let mut authorization: MetadataValue<Ascii> = format!("Bearer {}", secret.rpc_token()).parse()?;
         authorization.set_sensitive(true);
-        Ok(Self { endpoint, controller: controller.to_owned(), authorization, inputs })
+        let standing = watch::channel(Standing::Unknown).0;
+        Ok(Self { endpoint, controller: controller.to_owned(), authorization, inputs, standing })
+    }
+
+    /// How the controller takes this agent.
+    pub(crate) fn standing(&self) -> watch::Receiver<Standing> {
+        self.standing.subscribe()
     }
 
     /// Keeps a stream open until `stop` is cancelled.
@@ -79,16 +101,21 @@ impl Session {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         let mut last_reason = String::new();
         loop {
-            let End::Lost(reason) = self.attach(&stop, &mut backoff).await else { return };
+            let (standing, reason) = match self.attach(&stop, &mut backoff).await {
+                End::Stopped => return,
+                End::Lost(reason) => (Standing::Away, reason),
+                End::Refused(reason) => (Standing::Refused, reason),
+            };
             // One line per new reason: a controller that is away for an hour is said once.
             if reason != last_reason {
-                tracing::warn!(
-                    controller = self.controller,
-                    reason,
-                    "no session with the controller; transfers go on, retrying"
-                );
+                let controller = &self.controller;
+                match standing {
+                    Standing::Refused => tracing::error!(controller, reason, "the controller refuses this agent; retrying"),
+                    _ => tracing::warn!(controller, reason, "no session with the controller; transfers go on, retrying"),
+                }
                 last_reason = reason;
             }
+            self.standing.send_replace(standing);
             if self.inputs.send(Input::Detached).await.is_err() {
                 return;
             }
@@ -108,7 +135,7 @@ impl Session {
         };
         let mut inbound = match opened {
             Ok(inbound) => inbound,
-            Err(reason) => return End::Lost(reason),
+            Err(end) => return end,
         };
         loop {
             let message = tokio::select! {
@@ -118,10 +145,11 @@ impl Session {
             let command = match message {
                 Ok(Some(command)) => command,
                 Ok(None) => return End::Lost("the controller ended the session".into()),
-                Err(status) => return End::Lost(describe(&status)),
+                Err(status) => return describe(&status),
             };
             if matches!(command.command, Some(v1::command::Command::Accepted(_))) {
                 backoff.reset();
+                self.standing.send_replace(Standing::Accepted);
             }
             self.deliver(command, &uplink).await;
         }
@@ -137,15 +165,15 @@ impl Session {
         &self,
         uplink: mpsc::Sender<v1::Event>,
         outbound: mpsc::Receiver<v1::Event>,
-    ) -> Result<Streaming<v1::Command>, String> {
-        let channel = self.endpoint.connect().await.map_err(|error| with_hint(chain(&error)))?;
-        self.inputs.send(Input::Attach(uplink)).await.map_err(|_| "the agent is stopping".to_owned())?;
+    ) -> Result<Streaming<v1::Command>, End> {
+        let channel = self.endpoint.connect().await.map_err(|error| lost(chain(&error)))?;
+        self.inputs.send(Input::Attach(uplink)).await.map_err(|_| End::Stopped)?;
         let mut request = Request::new(ReceiverStream::new(outbound));
         request.metadata_mut().insert("authorization", self.authorization.clone());
         let mut client = client(channel);
         let reply = tokio::time::timeout(2 * CONNECT_TIMEOUT, client.attach(request)).await;
-        let reply = reply.map_err(|_| "the controller took the connection but does not answer".to_owned())?;
-        Ok(reply.map_err(|status| describe(&status))?.into_inner())
+        let silent = || End::Lost("the controller took the connection but does not answer".into());
+        Ok(reply.map_err(|_| silent())?.map_err(|status| describe(&status))?.into_inner())
     }
 
     /// Hands a command on; a malformed one is logged, and an assignment among them reported, so that the controller does not wait for it.
@@ -178,21 +206,24 @@ fn client(channel: Channel) -> AgentSessionClient<Channel> {
 }
 
 /// A status as a cause and, where there is one, a next step.
-fn describe(status: &Status) -> String {
+fn describe(status: &Status) -> End {
     match status.code() {
-        Code::Unauthenticated | Code::PermissionDenied => format!(
+        Code::Unauthenticated | Code::PermissionDenied => End::Refused(format!(
             "the controller refused this agent ({}); check that both use the same cluster secret",
             status.message()
-        ),
-        Code::Unimplemented => "the address answers, but not as a faasnet controller; check `controller`".into(),
-        code => with_hint(format!("{code:?}: {}", chain(status))),
+        )),
+        Code::InvalidArgument | Code::FailedPrecondition => End::Refused(status.message().to_owned()),
+        Code::Unimplemented => {
+            End::Refused("the address answers, but not as a faasnet controller; check `controller`".into())
+        }
+        code => lost(format!("{code:?}: {}", chain(status))),
     }
 }
 
 /// The error of a connection, with what to do about it where that is known.
-fn with_hint(text: String) -> String {
+fn lost(text: String) -> End {
     match explain(&text) {
-        Some(hint) => format!("{hint} ({text})"),
-        None => text,
+        Some(hint) => End::Refused(format!("{hint} ({text})")),
+        None => End::Lost(text),
     }
 }

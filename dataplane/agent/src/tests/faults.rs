@@ -73,6 +73,25 @@ async fn a_refused_agent_keeps_trying() {
     agent.stop().await.unwrap();
 }
 
+/// Catches an agent that says it is ready though the controller refuses it, and one that waits for a controller that is away.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_agent_is_not_ready() {
+    let folder = tempfile::tempdir().unwrap();
+    let controller = Controller::start().await;
+    let secret = Some(Secret::new("another secret of mine"));
+    let wrong = Config { cluster_secret: secret, ..config(folder.path(), controller.address) };
+    let agent = crate::Agent::start(wrong.clone()).await.unwrap();
+    let ready = tokio::spawn(agent.ready());
+    let running = tokio::spawn(agent.run_until(std::future::pending()));
+    let refused = || controller.refused.load(Ordering::SeqCst);
+    crate::test_support::eventually("the agent has tried three times", || (refused() >= 3).then_some(())).await;
+    assert!(!ready.is_finished());
+    // Now nobody is there who refuses it.
+    drop(controller);
+    within("ready without a controller", ready).await.unwrap();
+    running.abort();
+}
+
 /// Catches a start that cannot be awaited on another thread: the program spawns it.
 #[test]
 fn starting_is_send() {

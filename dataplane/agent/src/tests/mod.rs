@@ -204,12 +204,8 @@ impl Controller {
     /// The next session, accepted, with heartbeats of 50 ms.
     async fn accepted(&mut self) -> (Session, v1::Attached) {
         let (session, attached) = self.attached().await;
-        let accepted = v1::Accepted {
-            term: 1,
-            heartbeat_ms: 50,
-            idle_heartbeat_ms: 50,
-            ticket_keys: Some(ticket_keys()),
-        };
+        let accepted =
+            v1::Accepted { term: 1, heartbeat_ms: 50, idle_heartbeat_ms: 50, ticket_keys: Some(ticket_keys()) };
         session.command(v1::command::Command::Accepted(accepted)).await;
         (session, attached)
     }

@@ -2,8 +2,10 @@
 
 use super::admin::{RESIZE, request};
 use super::*;
-use crate::test_support::{claims, controller_key, digest, layout};
-use faasnet_api::{Claims, PublicKey};
+use crate::test_support::{claims, controller_key, digest, hello, layout, node_key, trust};
+use faasnet_api::{Claims, PublicKey, TenantId};
+use faasnet_relay::wire::{Challenge, Frame, HEADER_BYTES, Hello, Kind, Refusal};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Catches a feed and a worker that do not understand each other, in one stripe or two, and blobs that come out other than they went in.
 #[tokio::test(flavor = "multi_thread")]
@@ -12,7 +14,8 @@ async fn a_root_fetches_serves_and_keeps() {
         let folder = tempfile::tempdir().unwrap();
         let (blobs, descriptor) = layout(&folder.path().join("layout"), &[1, 0, (9 << 20) + 1, 4 << 20, (4 << 20) - 1]);
         let mut controller = Controller::start().await;
-        let settings = config(&folder.path().join("store"), controller.address);
+        let mut settings = config(&folder.path().join("store"), controller.address);
+        settings.workers = stripes;
         let agent = crate::Agent::start(settings.clone()).await.unwrap();
         let (admin, node) = (agent.admin_address(), agent.node_id());
         assert!(agent.data_address().port() != 0);
@@ -39,4 +42,65 @@ async fn a_root_fetches_serves_and_keeps() {
         let store = faasnet_store::Store::open(&settings.store_dir, None).unwrap();
         assert!(store.held()[0].complete, "the image survives the agent");
     }
+}
+
+/// Catches an agent that forgets, with its own restart, whom it may serve while the controller is away, and one that then serves anybody.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_agent_serves_while_the_controller_is_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, descriptor) = layout(&folder.path().join("layout"), &[(1 << 20) + 1]);
+    let mut controller = Controller::start().await;
+    let settings = config(&folder.path().join("store"), controller.address);
+    let agent = crate::Agent::start(settings.clone()).await.unwrap();
+    let node = agent.node_id();
+    let (shutdown, asked) = oneshot::channel::<()>();
+    let running = tokio::spawn(agent.run_until(async { drop(asked.await) }));
+    let (mut session, attached) = controller.accepted().await;
+    let claims = Claims { function: function(), tenant: TenantId::new("acme"), ..claims(descriptor.id()) };
+    let own = Claims { node, node_key: PublicKey::try_from(&attached.public_key[..]).unwrap(), ..claims };
+    let v1::command::Command::Assign(mut order) = assign(1, &descriptor, true) else { unreachable!() };
+    order.ticket = controller_key().issue(own).as_bytes().to_vec();
+    session.command(v1::command::Command::Assign(order)).await;
+    session.progress(v1::FunctionState::Complete).await;
+    drop(shutdown);
+    within("the agent's end", running).await.unwrap().unwrap();
+    drop((session, controller));
+
+    let agent = crate::Agent::start(settings).await.unwrap();
+    let (address, ready) = (agent.data_address(), agent.ready());
+    let (shutdown, asked) = oneshot::channel::<()>();
+    let running = tokio::spawn(agent.run_until(async { drop(asked.await) }));
+    within("the agent to go on alone", ready).await;
+    let hello = Hello { function: function(), ..hello(descriptor.id()) };
+    let good = Hello { ticket: controller_key().issue(claims), ..hello };
+    assert_eq!(first_word(address, &good).await.0, Kind::Welcome);
+    let foreign = Hello { ticket: controller_key().issue(Claims { tenant: TenantId::new("other"), ..claims }), ..hello };
+    assert_eq!(first_word(address, &foreign).await, (Kind::Refused, Some(Refusal::Ticket)));
+    let forged = Hello { ticket: node_key().issue(claims), ..hello };
+    assert_eq!(first_word(address, &forged).await, (Kind::Refused, Some(Refusal::Ticket)));
+    drop(shutdown);
+    within("the agent's end", running).await.unwrap().unwrap();
+}
+
+/// What a parent answers to a signed `Hello`.
+async fn first_word(address: SocketAddr, hello: &Hello) -> (Kind, Option<Refusal>) {
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let (_, challenge) = frame(&mut stream).await;
+    let hello = trust().sign(*hello, &Challenge::parse(&challenge).unwrap());
+    stream.write_all(&hello.encode()).await.unwrap();
+    loop {
+        let (frame, _) = within("an answer", frame(&mut stream)).await;
+        if frame.kind != Kind::Waiting {
+            return (frame.kind, Some(Refusal::from_frame(&frame)).filter(|_| frame.kind == Kind::Refused));
+        }
+    }
+}
+
+async fn frame(stream: &mut tokio::net::TcpStream) -> (Frame, Vec<u8>) {
+    let mut header = [0; HEADER_BYTES];
+    stream.read_exact(&mut header).await.unwrap();
+    let frame = Frame::parse(&header).unwrap();
+    let mut payload = vec![0; frame.len as usize];
+    stream.read_exact(&mut payload).await.unwrap();
+    (frame, payload)
 }

@@ -8,7 +8,8 @@ use faasnet_relay::upstream::Now;
 
 /// A budget of time that refills slowly: a burst within it is served at once, a flood gets its share and no more.
 pub(super) struct Allowance {
-    left: Duration,
+    /// Nanoseconds; below zero when the last thing took more than was left, which is worked off before the next may begin.
+    left: i64,
     refilled: Now,
 }
 
@@ -19,20 +20,24 @@ const REFILL_DIVISOR: u32 = 20;
 
 impl Allowance {
     pub(super) fn new() -> Self {
-        Self { left: MOST, refilled: Now::ZERO }
+        Self { left: nanoseconds(MOST), refilled: Now::ZERO }
     }
 
     /// Whether something may begin. What it takes may overdraw the budget.
     pub(super) fn has_some(&mut self, now: Now) -> bool {
-        let refill = now.saturating_sub(self.refilled) / REFILL_DIVISOR;
-        (self.left, self.refilled) = ((self.left + refill).min(MOST), now);
-        !self.left.is_zero()
+        let refill = nanoseconds(now.saturating_sub(self.refilled) / REFILL_DIVISOR);
+        (self.left, self.refilled) = (self.left.saturating_add(refill).min(nanoseconds(MOST)), now);
+        self.left > 0
     }
 
     /// So much was taken.
     pub(super) fn spend(&mut self, took: Duration) {
-        self.left = self.left.saturating_sub(took);
+        self.left = self.left.saturating_sub(nanoseconds(took));
     }
+}
+
+fn nanoseconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

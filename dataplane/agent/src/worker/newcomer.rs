@@ -2,8 +2,8 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use faasnet_relay::upstream::Now;
 use faasnet_api::{NodeId, TicketError};
+use faasnet_relay::upstream::Now;
 use faasnet_relay::wire::{Challenge, Hello, Kind, Refusal, WaitingFor, encode_waiting};
 use faasnet_ring::socket;
 

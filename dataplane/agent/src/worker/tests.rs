@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use crossbeam::channel;
 use faasnet_api::descriptor::DescriptorParts;
 use faasnet_api::{
-    BLOCK_BYTES, BlockDigest, BlockIndex, CHUNK_BYTES, Claims, Descriptor, Entry, FunctionId, Geometry, ImageId, Origin,
-    Stripe, TenantId,
+    BLOCK_BYTES, BlockDigest, BlockIndex, CHUNK_BYTES, Claims, Descriptor, Entry, FunctionId, Geometry, ImageId,
+    Origin, Stripe, TenantId,
 };
 use faasnet_relay::blocks::BlockSet;
 use faasnet_relay::plan::{StripePlan, Target};

@@ -60,6 +60,11 @@ impl Image {
         Self { function, descriptor: Arc::new(descriptor.unwrap()), bytes }
     }
 
+    /// The same image as that of another function.
+    pub(crate) fn of(self, function: FunctionId) -> Self {
+        Self { function, ..self }
+    }
+
     /// The bytes of one block.
     pub(crate) fn block(&self, block: usize) -> &[u8] {
         self.bytes.chunks(BLOCK_BYTES as usize).nth(block).unwrap()
@@ -82,7 +87,6 @@ impl Node {
             advertise: None,
             node: store.node_id(),
             trust: trust(),
-            store_write: Default::default(),
             feed: "127.0.0.1:1".parse().unwrap(),
             engine,
             // A busy machine must not look like a silent parent.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use faasnet_image::{BuildOptions, build_opaque};
+use faasnet_lab::rivals::BLOB;
 
 use super::plan::Plan;
 
@@ -32,7 +33,7 @@ pub fn layout(plan: &Plan, dir: &Path) -> Result<PathBuf> {
 
 /// A single file of the same kind of bytes, alone in a new folder.
 pub fn blob(size: u64, folder: &Path) -> Result<PathBuf> {
-    let path = folder.join("blob");
+    let path = folder.join(BLOB);
     let write = || io::copy(&mut Noise::new(0).take(size), &mut std::fs::File::create(&path)?);
     std::fs::create_dir(folder).and_then(|()| write()).with_context(|| format!("cannot make {}", path.display()))?;
     Ok(path)

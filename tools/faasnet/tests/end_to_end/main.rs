@@ -18,3 +18,4 @@ mod lab_report;
 mod origins;
 mod small_buffers;
 mod stopped;
+mod trust;

@@ -46,7 +46,7 @@ pub(super) fn swarm(settings: &Settings, job: &Job<'_>) -> Result<Delivery> {
     stage.daemon(origin, "aria2c", arguments(settings, bittorrent::source(job), &torrent).chain(seeder))?;
     stage.wait_listening(origin, PORT)?;
     for host in job.network.agents() {
-        let target = bittorrent::target(&stage, host)?;
+        let target = stage.target(host)?;
         let notice = [joined("--on-bt-download-complete=", &hook)];
         stage.client(host, CLIENT, arguments(settings, &target, &torrent).chain(notice))?;
     }

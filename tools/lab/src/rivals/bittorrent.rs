@@ -6,12 +6,9 @@ use std::path::{Path, PathBuf};
 
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 
-use super::relay::BLOB;
-use super::stage::Stage;
-use super::{Job, Settings};
+use super::{BLOB, Job, Settings};
 use crate::LabError;
 use crate::error::Result;
-use crate::network::Host;
 
 /// Where clients listen for each other.
 pub(super) const PORT: u16 = 6881;
@@ -35,11 +32,6 @@ pub(super) fn describe(job: &Job<'_>, settings: &Settings, tracker: Option<&str>
     let path = job.folder.join("blob.torrent");
     std::fs::write(&path, text).map_err(LabError::io(format!("cannot write {}", path.display())))?;
     Ok(Torrent { path, id: id(&info) })
-}
-
-/// The folder into which `host` receives.
-pub(super) fn target(stage: &Stage<'_>, host: &Host) -> Result<PathBuf> {
-    stage.folder(host, "got")
 }
 
 /// The folder that has the blob already.

@@ -37,7 +37,7 @@ pub(super) fn swarm(settings: &Settings, job: &Job<'_>) -> Result<Delivery> {
     stage.daemon(origin, PYTHON, arguments("seed", origin, bittorrent::source(job)))?;
     stage.wait_listening(origin, PORT)?;
     for host in job.network.agents() {
-        let folder = bittorrent::target(&stage, host)?;
+        let folder = stage.target(host)?;
         let command = [PYTHON.into()].into_iter().chain(arguments("fetch", host, &folder));
         stage.client(host, r#"exec "$@""#, command)?;
     }

@@ -26,6 +26,9 @@ use crate::network::Network;
 use program::Program;
 use relay::Shape;
 
+/// What the file is called, on the origin and on hosts.
+pub const BLOB: &str = "blob";
+
 /// One of the other systems.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rival {
@@ -48,7 +51,7 @@ pub enum Rival {
 pub struct Job<'a> {
     /// The hosts. No process but the job's may run on them.
     pub network: &'a Network,
-    /// What every host shall have. Alone in its folder, where the origin may put notes of its own.
+    /// What every host shall have, called [`BLOB`]. Alone in its folder, where the origin may put notes of its own.
     pub blob: &'a Path,
     /// Its size.
     pub bytes: u64,

@@ -6,9 +6,9 @@
 use std::net::SocketAddrV4;
 use std::path::Path;
 
-use super::relay::{self, BLOB, PORT, Shape};
+use super::relay::{self, PORT, Shape};
 use super::stage::Stage;
-use super::{Delivery, Job, Settings};
+use super::{BLOB, Delivery, Job, Settings};
 use crate::error::Result;
 use crate::network::Host;
 

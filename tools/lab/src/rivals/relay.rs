@@ -3,15 +3,13 @@
 
 use std::net::SocketAddrV4;
 
-use super::Job;
 use super::stage::Stage;
+use super::{BLOB, Job};
 use crate::error::Result;
 use crate::network::Host;
 
 /// Where relays and the origin listen, on hosts of their own.
 pub(super) const PORT: u16 = 8080;
-/// What the file is called on the origin and on hosts.
-pub(super) const BLOB: &str = "blob";
 /// Fails on every status that is no success; writes the file as it comes.
 const CLIENT: &str = r#"read go; curl --silent --show-error --fail --output "$1" "$2" && echo done; read rest"#;
 
@@ -63,7 +61,7 @@ pub(super) fn lay_out(
 
 /// A client on `host` that reads from `source`.
 pub(super) fn client(stage: &mut Stage<'_>, host: &Host, source: &Host) -> Result<()> {
-    let file = stage.file(host)?;
+    let file = stage.target(host)?.join(BLOB);
     stage.client(host, CLIENT, [file.into_os_string(), format!("http://{}/{BLOB}", at(source)).into()])
 }
 

@@ -12,8 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
-use super::relay::BLOB;
-use super::{Delivery, Job};
+use super::{BLOB, Delivery, Job};
 use crate::error::Result;
 use crate::network::Host;
 use crate::sampler::Sampler;
@@ -57,9 +56,9 @@ impl<'a> Stage<'a> {
         Ok(folder)
     }
 
-    /// Where `host` is to put the file.
-    pub(super) fn file(&self, host: &Host) -> Result<PathBuf> {
-        Ok(self.folder(host, "got")?.join(BLOB))
+    /// The folder into which `host` receives the file, under its own name.
+    pub(super) fn target(&self, host: &Host) -> Result<PathBuf> {
+        self.folder(host, "got")
     }
 
     /// Writes a configuration file.
@@ -67,7 +66,7 @@ impl<'a> Stage<'a> {
         fs::write(path, text).map_err(LabError::io(format!("cannot write {}", path.display())))
     }
 
-    /// Starts a daemon on `host`; `name` is for its log.
+    /// Starts a daemon on `host`.
     pub(super) fn daemon<A: Into<OsString>>(
         &mut self,
         host: &Host,
@@ -82,14 +81,14 @@ impl<'a> Stage<'a> {
     }
 
     /// Starts the client of `host`: a shell script that begins its work with the first line of its input, prints `done` on a line of its own
-    /// when [`Stage::file`] is whole, and lives on until its input ends, so that its CPU time can be read.
+    /// when the file is whole, and lives on until its input ends, so that its CPU time can be read.
     pub(super) fn client<A: Into<OsString>>(
         &mut self,
         host: &Host,
         script: &str,
         arguments: impl IntoIterator<Item = A>,
     ) -> Result<()> {
-        let file = self.file(host)?;
+        let file = self.target(host)?.join(BLOB);
         let (mut command, log) = self.command(host, "sh")?;
         command.arg("-c").arg(script).arg("client").args(arguments.into_iter().map(Into::into));
         command.stdin(Stdio::piped()).stdout(Stdio::piped());

@@ -64,7 +64,8 @@ impl Budget {
         Self {
             buffers: Part {
                 count: workers * config.buffers as u64,
-                bytes: HEADROOM_BYTES as u64 + u64::from(MAX_BLOCK_BYTES),
+                // A page before the block for its header, one behind it for the next one's.
+                bytes: 2 * HEADROOM_BYTES as u64 + u64::from(MAX_BLOCK_BYTES),
             },
             transit_pipes: Part { count: workers, bytes: config.pipe_bytes as u64 },
             child_pipes: Part { count: children, bytes: config.pipe_bytes as u64 },
@@ -159,11 +160,11 @@ mod tests {
     #[test]
     fn the_sum_has_all_parts() {
         let one = Budget::new(&Config::default(), LIMITS);
-        assert_eq!(one.user_bytes(), 24 * (260 << 10));
+        assert_eq!(one.user_bytes(), 24 * (264 << 10));
         assert_eq!(one.image_bytes(), (8 * (1 + 4) + 4 * 6) << 20);
-        assert_eq!(one.total(), 24 * (260 << 10) + (1 << 20) + 20 * (64 << 20));
+        assert_eq!(one.total(), 24 * (264 << 10) + (1 << 20) + 20 * (64 << 20));
         let two = Budget::new(&Config { workers: 2, ..Config::default() }, LIMITS);
-        assert_eq!(two.total() - one.total(), 24 * (260 << 10) + (1 << 20));
+        assert_eq!(two.total() - one.total(), 24 * (264 << 10) + (1 << 20));
         let capped =
             Config { send_buffer_bytes: Some(1 << 20), receive_buffer_bytes: Some(1 << 20), ..Config::default() };
         assert_eq!(Budget::new(&capped, LIMITS).image_bytes(), (8 * (1 + 2) + 4 * 2) << 20);
@@ -175,7 +176,7 @@ mod tests {
         let text = Budget::new(&Config::default(), LIMITS).to_string();
         assert_eq!(
             text,
-            "6240 KiB of buffers (24 x 260 KiB) + 1 MiB of transit pipes (1 x 1 MiB) + 20 images x 64 MiB \
+            "6336 KiB of buffers (24 x 264 KiB) + 1 MiB of transit pipes (1 x 1 MiB) + 20 images x 64 MiB \
              (children: pipes 8 x 1 MiB, sockets 8 x 4 MiB; upstreams: sockets 4 x 6 MiB) = 1288 MiB at most"
         );
     }

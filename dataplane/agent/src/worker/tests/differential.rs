@@ -108,7 +108,7 @@ fn feed(node: NodeId, mut stream: TcpStream, image: &Image, random: &mut Random,
         }
         write_in_parts(&mut stream, &frame, random)?;
     }
-    while !read_frame(&mut stream, random).is_err() {}
+    while read_frame(&mut stream, random).is_ok() {}
     Ok(())
 }
 

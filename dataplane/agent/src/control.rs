@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use faasnet_api::{Descriptor, FunctionId, ImageId, KeySet, Stripe, v1};
+use faasnet_api::{BlockIndex, Descriptor, FunctionId, ImageId, KeySet, Stripe, Verify, v1};
 use faasnet_store::{Store, StoredImage};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -181,7 +181,7 @@ impl<W: WorkerLink> Control<W> {
             Input::Opened(opened) => self.opened(opened)?,
             Input::NotDurable { function, image, reason } => self.fail(function, image, reason),
             Input::OriginLied { function, stripe, reason } => {
-                self.up(events::edge_failed(function, stripe, Target::Origin, reason, true));
+                self.up(events::edge_failed(function, stripe, Target::Origin, reason, true, None));
             }
         }
         Ok(())
@@ -192,7 +192,8 @@ impl<W: WorkerLink> Control<W> {
             Order::Accepted(accepted) => self.accepted(accepted),
             Order::TicketKeys(keys) => self.take_keys(keys),
             Order::Assign(order) => self.assign(order)?,
-            Order::Drop { function, version } => {
+            Order::Reread { function, image, request, blocks } => self.reread(function, image, request, blocks),
+            Order::Drop { function, version, discard } => {
                 let dropped = self.table.drop_function(function, version);
                 if self.table.get(function).is_none() {
                     self.memory.dropped(function);
@@ -204,7 +205,10 @@ impl<W: WorkerLink> Control<W> {
                     }
                     return Ok(());
                 };
-                tracing::info!(tenant = row.tenant, function = row.name, "dropped; the image stays in the store");
+                tracing::info!(tenant = row.tenant, function = row.name, discard, "dropped");
+                if discard {
+                    self.discard(row.image);
+                }
                 self.descriptors.send_modify(|all| drop(all.remove(&function)));
                 match self.at_worker.contains(&function) {
                     true => {
@@ -229,13 +233,42 @@ impl<W: WorkerLink> Control<W> {
         Ok(())
     }
 
+    /// Frees the disk, unless another function here has the same image.
+    fn discard(&self, image: ImageId) {
+        if self.table.rows().any(|(_, row)| row.image == image) {
+            return;
+        }
+        let store = self.store.clone();
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = store.remove(image) {
+                tracing::warn!(image = %image, %error, "the image cannot be removed; the store's quota will do it");
+            }
+        });
+    }
+
+    /// Reads blocks back from the disk and tells the controller whether they are right.
+    fn reread(&self, function: FunctionId, image: ImageId, request: u64, blocks: Vec<BlockIndex>) {
+        let stored = self.table.get(function).filter(|row| row.image == image).and_then(|row| row.stored.clone());
+        let (Some(stored), Some(uplink)) = (stored, self.uplink.clone()) else { return };
+        tokio::task::spawn_blocking(move || {
+            let (mut checked, mut wrong) = (0, 0);
+            for block in blocks.into_iter().filter(|block| stored.present().contains(*block)) {
+                checked += 1;
+                let right = |bytes: &Vec<u8>| stored.descriptor().verify(block, bytes, Verify::Blake3);
+                wrong += u32::from(!stored.read_block(block).as_ref().is_ok_and(right));
+            }
+            // Ignored: without a stream nobody waits for the answer.
+            let _ = uplink.try_send(events::blocks_reread(function, request, checked, wrong));
+        });
+    }
+
     fn take_event(&mut self, event: WorkerEvent) -> Result<(), WorkerEnded> {
         match event {
             WorkerEvent::DescriptorArrived { function, image, bytes } => {
                 let Some(row) = self.table.get(function).filter(|row| row.image == image) else { return Ok(()) };
                 self.open(function, image, row.tenant.clone(), Some(bytes), true);
             }
-            WorkerEvent::EdgeFailed { function, stripe, upstream, reason, wrong_bytes } => {
+            WorkerEvent::EdgeFailed { function, stripe, upstream, reason, wrong_bytes, refused } => {
                 tracing::warn!(
                     function = function.short(),
                     stripe = stripe.0,
@@ -244,7 +277,7 @@ impl<W: WorkerLink> Control<W> {
                     wrong_bytes,
                     "upstream given up"
                 );
-                self.up(events::edge_failed(function, stripe, upstream, reason, wrong_bytes));
+                self.up(events::edge_failed(function, stripe, upstream, reason, wrong_bytes, refused));
             }
             WorkerEvent::Completed { function, image } => {
                 self.completed(function, image);

@@ -162,6 +162,7 @@ pub(crate) fn report(function: FunctionId, image: ImageId, epoch: u64, state: Re
         stale_completions: 3,
         elapsed: Duration::from_millis(5),
         upstreams: Vec::new(),
+        downstreams: Vec::new(),
         levels: vec![0],
         edges_failed: 0,
         blocks_refused: 0,

@@ -2,7 +2,7 @@
 //!
 //! Pure.
 
-use faasnet_api::{FunctionId, IdError, ImageId, NodeId, Ticket, v1};
+use faasnet_api::{BlockIndex, FunctionId, IdError, ImageId, NodeId, Ticket, v1};
 
 use crate::table::Version;
 use crate::worker::mailbox::{Assignment, StripePlan, Target};
@@ -11,6 +11,8 @@ use crate::worker::mailbox::{Assignment, StripePlan, Target};
 const MAX_FALLBACKS: usize = 64;
 /// More planned children than any policy gives are a mistake.
 const MAX_CHILDREN: usize = 64;
+/// Blocks that are read back by one command.
+const MAX_REREAD: usize = 64;
 
 /// What the controller may order.
 #[derive(Debug)]
@@ -25,6 +27,18 @@ pub(crate) enum Order {
         function: FunctionId,
         /// Version of the command.
         version: Version,
+        /// Free the disk too.
+        discard: bool,
+    },
+    /// Somebody refused a block of this node: look at the disk.
+    Reread {
+        /// The image, and whose.
+        function: FunctionId,
+        image: ImageId,
+        /// To be repeated in the answer.
+        request: u64,
+        /// Which blocks.
+        blocks: Vec<BlockIndex>,
     },
     /// The keys whose tickets are accepted from now on.
     TicketKeys(v1::TicketKeys),
@@ -68,10 +82,18 @@ impl Order {
             Command::Drop(drop) => Self::Drop {
                 function: FunctionId::try_from(&drop.function_id[..])?,
                 version: Version { term: drop.term, epoch: drop.epoch },
+                discard: drop.discard,
+            },
+            Command::Reread(reread) => Self::Reread {
+                function: FunctionId::try_from(&reread.function_id[..])?,
+                image: ImageId::try_from(&reread.image_id[..])?,
+                request: reread.request,
+                blocks: reread.blocks.into_iter().take(MAX_REREAD).map(BlockIndex).collect(),
             },
             Command::TicketKeys(keys) => Self::TicketKeys(keys),
             Command::JoinRefused(refused) => Self::JoinRefused(refused),
-            Command::OriginLease(_) | Command::Reread(_) => return Err(OrderError::Unknown),
+            // Orphans of this version wait for the controller's plan instead of asking.
+            Command::OriginLease(_) => return Err(OrderError::Unknown),
         })
     }
 }

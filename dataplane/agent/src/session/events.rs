@@ -2,7 +2,7 @@
 //!
 //! Pure.
 
-use faasnet_api::{FunctionId, ImageId, NodeId, Stripe, v1};
+use faasnet_api::{BlockIndex, FunctionId, ImageId, NodeId, Stripe, v1};
 use v1::event::Event as Kind;
 
 use crate::table::{Row, Table};
@@ -39,6 +39,7 @@ pub(crate) fn edge_failed(
     upstream: Target,
     reason: String,
     wrong_bytes: bool,
+    refused: Option<BlockIndex>,
 ) -> v1::Event {
     event(Kind::EdgeFailed(v1::EdgeFailed {
         function_id: function.to_vec(),
@@ -46,8 +47,13 @@ pub(crate) fn edge_failed(
         upstream: upstream_id(upstream),
         reason,
         wrong_bytes,
-        block: 0,
+        block: refused.map_or(0, |block| block.0),
     }))
+}
+
+/// Blocks were read back from the disk.
+pub(crate) fn blocks_reread(function: FunctionId, request: u64, checked: u32, wrong: u32) -> v1::Event {
+    event(Kind::BlocksReread(v1::BlocksReread { function_id: function.to_vec(), request, checked, wrong }))
 }
 
 /// An image cannot be held here.
@@ -96,6 +102,11 @@ fn counters(report: &FunctionReport) -> v1::FunctionProgress {
         bytes: *bytes,
         ..v1::UpstreamUse::default()
     };
+    let serves = |(stripe, child, blocks_ready): &(Stripe, NodeId, u32)| v1::DownstreamUse {
+        stripe: stripe.0.into(),
+        node_id: child.to_vec(),
+        blocks_ready: *blocks_ready,
+    };
     v1::FunctionProgress {
         bytes_total: report.bytes_total,
         bytes_present: report.bytes_present,
@@ -107,6 +118,7 @@ fn counters(report: &FunctionReport) -> v1::FunctionProgress {
         mover: report.mover.into(),
         elapsed_us: report.elapsed.as_micros() as u64,
         upstreams: report.upstreams.iter().map(used).collect(),
+        downstreams: report.downstreams.iter().map(serves).collect(),
         levels: report.levels.clone(),
         edges_failed: report.edges_failed,
         blocks_refused: report.blocks_refused,

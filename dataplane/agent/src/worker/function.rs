@@ -45,6 +45,8 @@ pub(super) struct Counters {
     pub(super) bytes_direct: u64,
     pub(super) edges_failed: u64,
     pub(super) blocks_refused: u64,
+    /// The last of them, until it is reported.
+    pub(super) refused: Option<BlockIndex>,
     upstreams: Vec<(StripeId, Target, u64)>,
 }
 
@@ -266,6 +268,7 @@ impl Function {
             stale_completions: io.driver.stale_completions(),
             elapsed: self.took.unwrap_or_else(|| io.now().saturating_sub(self.since)),
             upstreams: counters.upstreams.clone(),
+            downstreams: self.stripes.iter().flat_map(Stripe::downstreams).collect(),
             levels: self.stripes.iter().map(Stripe::level).collect(),
             edges_failed: counters.edges_failed,
             blocks_refused: counters.blocks_refused,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam::channel::{Sender, TrySendError};
-use faasnet_api::{FunctionId, ImageId, Stripe, Ticket};
+use faasnet_api::{BlockIndex, FunctionId, ImageId, NodeId, Stripe, Ticket};
 pub use faasnet_relay::plan::{StripePlan, Target};
 use faasnet_ring::Waker;
 use faasnet_store::StoredImage;
@@ -94,6 +94,8 @@ pub enum WorkerEvent {
         reason: String,
         /// A block failed verification.
         wrong_bytes: bool,
+        /// Which, in that case.
+        refused: Option<BlockIndex>,
     },
     /// Every block is verified and stored.
     Completed {
@@ -159,6 +161,8 @@ pub struct FunctionReport {
     pub elapsed: Duration,
     /// Payload per upstream and stripe, in the order in which they were used.
     pub upstreams: Vec<(Stripe, Target, u64)>,
+    /// The children that are served, and the blocks that lie here for each and are not sent.
+    pub downstreams: Vec<(Stripe, NodeId, u32)>,
     /// Edges to the root per stripe, as last told by the upstream.
     pub levels: Vec<u32>,
     /// Upstreams given up.

@@ -5,7 +5,7 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use faasnet_api::{BlockIndex, Stripe as StripeId};
+use faasnet_api::{BlockIndex, NodeId, Stripe as StripeId};
 use faasnet_relay::downstream::ChildId;
 use faasnet_relay::pace::Pace;
 use faasnet_relay::plan::StripePlan;
@@ -82,6 +82,12 @@ impl Stripe {
     /// The mover of the present link, where it is not the one that links start with.
     pub(super) fn mover(&self) -> Option<&Change> {
         self.mover.as_ref()
+    }
+
+    /// The children that are served, and the blocks that lie ready for each.
+    pub(super) fn downstreams(&self) -> impl Iterator<Item = (StripeId, NodeId, u32)> + '_ {
+        let served = self.children.iter().filter(|child| !child.stopping);
+        served.map(|child| (self.id, child.node, self.core.backlog(child.child_id())))
     }
 
     pub(super) fn level(&self) -> u32 {
@@ -319,6 +325,7 @@ impl Stripe {
                     upstream: target,
                     reason,
                     wrong_bytes,
+                    refused: shared.counters.refused.take().filter(|_| wrong_bytes),
                 };
                 io.tell(event);
             }

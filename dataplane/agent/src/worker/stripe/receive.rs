@@ -194,6 +194,7 @@ impl Stripe {
         // Verified here, before a single byte of it goes to a child or to the map.
         if !stored.descriptor().verify(block, &lease[HEADROOM_BYTES..HEADROOM_BYTES + len], io.verify) {
             shared.counters.blocks_refused += 1;
+            shared.counters.refused = Some(block);
             return Err(LinkEnd { reason: format!("block {} failed verification", block.0), wrong_bytes: true });
         }
         if self.core.received(block) {

@@ -66,7 +66,7 @@ impl Controller {
             )
         })?;
         let local_addr = listener.local_addr()?;
-        let http = Http::bind(config.http_address()).await?;
+        let http = Http::bind(&config).await?;
         let store: Arc<dyn StateStore> = Arc::new(RedbStore::open(&config.state_dir)?);
         let clock = Instant::now();
         let state = State::restore(settings, now(clock), store.load()?).with_context(|| {
@@ -77,8 +77,8 @@ impl Controller {
         })?;
         store.commit([Key::Term, Key::TicketKeys].map(|key| (key, state.record(key))).into())?;
         tracing::info!(%local_addr, http = %http.address(), term = state.term(), "controller started");
-        let plain = [local_addr].into_iter().filter(|_| config.tls_cert.is_none()).chain([http.address()]);
-        for address in plain.filter(|address| !address.ip().is_loopback()) {
+        let open = |address: &SocketAddr| config.tls_cert.is_none() && !address.ip().is_loopback();
+        for address in [local_addr, http.address()].into_iter().filter(open) {
             tracing::warn!("{address} is not encrypted; callers from other machines need the cluster's token");
         }
         let (owner, handle) = Owner::new(state, store, clock, Duration::from_millis(config.probe_timeout_ms));

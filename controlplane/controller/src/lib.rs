@@ -17,4 +17,4 @@ mod store;
 pub use config::Config;
 pub use daemon::Controller;
 pub use registrar::{ImageRegistrar, Progress, Registered, Registrar, Registration};
-pub use store::{RedbStore, StateStore, StoreError};
+pub use store::{Contents, ImportError, RedbStore, StateStore, StoreError, export, import};

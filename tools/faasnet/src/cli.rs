@@ -5,16 +5,18 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::Result;
-use faasnet_api::tls::ClientFiles;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use faasnet_api::tls::ClientFiles;
 
 use crate::bench_commands::BenchCommand;
+use crate::call::CallArgs;
 use crate::certs::CertsCommand;
 use crate::client::{self, Control, DEFAULT_CONTROLLER};
 use crate::daemon_args::{AgentArgs, ControllerArgs};
 use crate::keys::KeysCommand;
 use crate::lab_commands::LabCommand;
 use crate::sim_commands::SimArgs;
+use crate::state_commands::StateCommand;
 use crate::tune::TuneCommand;
 
 const EXAMPLES: &str = "\
@@ -117,6 +119,13 @@ pub enum Command {
     Tree(TreeArgs),
     /// List the nodes
     Nodes,
+    /// Call any operation of the controller by gRPC, with messages as JSON
+    Call(CallArgs),
+    /// Copy a stopped controller's state to a file, or from one
+    #[command(subcommand)]
+    State(StateCommand),
+    /// Print the token that the controller's HTTP API takes from other machines
+    Token,
     /// Write a function's image as an OCI layout; run on a node
     Pull(PullArgs),
     /// Make certificates for TLS between controller, agents and clients

@@ -7,6 +7,7 @@
 
 pub mod admin;
 pub mod bench_commands;
+pub mod call;
 pub mod certs;
 pub mod cli;
 pub mod client;
@@ -28,6 +29,7 @@ pub mod registry;
 pub mod run;
 pub mod settings;
 pub mod sim_commands;
+pub mod state_commands;
 pub mod tree_view;
 pub mod tune;
 pub mod view;

@@ -10,8 +10,8 @@ use tracing_subscriber::EnvFilter;
 
 use crate::cli::{Cli, Command, ImageCommand};
 use crate::{
-    bench_commands, certs, daemon, demo, drain, functions, image_commands, keys, lab_commands, nodes, output,
-    provision, pull, sim_commands, tune,
+    bench_commands, call, certs, daemon, demo, drain, functions, image_commands, keys, lab_commands, nodes, output,
+    provision, pull, sim_commands, state_commands, tune,
 };
 
 /// Parses, runs, reports. 0: done; 1: failed, with one line on standard error; 2: wrong usage.
@@ -62,6 +62,9 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Drain(args) => drain::run(global, args).await?,
         Command::Tree(args) => nodes::tree(global, args).await?,
         Command::Nodes => nodes::list(global).await?,
+        Command::Call(args) => call::run(global, args).await?,
+        Command::State(command) => state_commands::run(global, command)?,
+        Command::Token => state_commands::token(global)?,
         Command::Pull(args) => pull::run(global, args).await?,
         Command::Certs(command) => certs::run(global, command)?,
         Command::Keys(command) => keys::run(global, command).await?,

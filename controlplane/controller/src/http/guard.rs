@@ -4,7 +4,7 @@
 //! are what they seem; requests without one must name this machine as their host (or the name of an attacker's site would be made to
 //! point here), and requests that change something must not come from another page.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
+use super::door::Caller;
 use super::refused::Refused;
 use crate::shell::gate::Gate;
 
@@ -30,13 +31,13 @@ impl Guard {
         Self { gate }
     }
 
-    fn admit(&self, caller: SocketAddr, method: &Method, headers: &HeaderMap) -> Result<(), Refused> {
+    fn admit(&self, caller: Caller, method: &Method, headers: &HeaderMap) -> Result<(), Refused> {
         let token = token(headers);
         self.gate
-            .admit(caller.ip(), token.as_deref())
+            .admit(caller.address.ip(), token.as_deref(), caller.certified)
             .map_err(|reason| Refused::new(StatusCode::UNAUTHORIZED, "unauthenticated", reason))?;
         let forbidden = |text: &str| Err(Refused::new(StatusCode::FORBIDDEN, "permission_denied", text));
-        if token.is_none() && !host(headers).is_some_and(names_this_machine) {
+        if token.is_none() && !caller.certified && !host(headers).is_some_and(names_this_machine) {
             return forbidden("without the token, address the controller as localhost, 127.0.0.1 or [::1]");
         }
         let reads = matches!(*method, Method::GET | Method::HEAD);
@@ -50,7 +51,7 @@ impl Guard {
 /// Lets a request through or answers it; every answer carries the browser's rules.
 pub(super) async fn check(
     State(guard): State<Guard>,
-    ConnectInfo(caller): ConnectInfo<SocketAddr>,
+    ConnectInfo(caller): ConnectInfo<Caller>,
     request: Request,
     next: Next,
 ) -> Response {
@@ -132,7 +133,8 @@ mod tests {
         let value = |text: &str| text.replace("TOKEN", &token).replace("BASIC", &basic).parse().unwrap();
         let headers = pairs.iter().map(|(name, text)| (name.parse::<header::HeaderName>().unwrap(), value(text)));
         let headers = HeaderMap::from_iter(headers);
-        match guard.admit(caller.parse().unwrap(), &method, &headers) {
+        let caller = Caller { address: caller.parse().unwrap(), certified: false };
+        match guard.admit(caller, &method, &headers) {
             Ok(()) => StatusCode::OK,
             Err(refused) => refused.into_response().status(),
         }

@@ -3,6 +3,7 @@
 //! A thin translation: every operation is the method of the same name of [`Clients`]; nothing is decided here but who may call.
 
 mod answer;
+mod door;
 mod guard;
 mod metrics;
 mod operations;
@@ -10,16 +11,20 @@ mod page;
 mod refused;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use anyhow::Context;
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Router, middleware};
+use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use self::door::{Caller, Door};
 use self::guard::Guard;
 use self::refused::Refused;
+use crate::config::Config;
 use crate::shell::clients::Clients;
 use crate::shell::gate::Gate;
 
@@ -27,15 +32,17 @@ use crate::shell::gate::Gate;
 pub(crate) struct Http {
     listener: TcpListener,
     address: SocketAddr,
+    tls: Option<Arc<ServerConfig>>,
 }
 
 impl Http {
-    pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<Self> {
+    pub(crate) async fn bind(config: &Config) -> anyhow::Result<Self> {
+        let (address, tls) = (config.http_address(), door::tls(config)?);
         let listener = TcpListener::bind(address).await.with_context(|| {
             format!("cannot listen on {address} for HTTP; is another controller running there? Choose another address with http")
         })?;
         let address = listener.local_addr()?;
-        Ok(Self { listener, address })
+        Ok(Self { listener, address, tls })
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -44,8 +51,8 @@ impl Http {
 
     /// Serves until `stop`; answers under way are finished unless the caller drops the future.
     pub(crate) async fn run(self, clients: Clients, gate: Gate, stop: CancellationToken) -> std::io::Result<()> {
-        let service = router(clients, gate).into_make_service_with_connect_info::<SocketAddr>();
-        axum::serve(self.listener, service).with_graceful_shutdown(stop.cancelled_owned()).await
+        let service = router(clients, gate).into_make_service_with_connect_info::<Caller>();
+        axum::serve(Door::open(self.listener, self.tls)?, service).with_graceful_shutdown(stop.cancelled_owned()).await
     }
 }
 
@@ -56,8 +63,10 @@ fn router(clients: Clients, gate: Gate) -> Router {
         .route("/v1/functions/{tenant}/{function}", function)
         .route("/v1/functions/{tenant}/{function}/provision", post(operations::provision))
         .route("/v1/functions/{tenant}/{function}/release", post(operations::release))
+        .route("/v1/functions/{tenant}/{function}/scale", post(operations::scale))
         .route("/v1/functions/{tenant}/{function}/tree", get(operations::tree))
         .route("/v1/nodes", get(operations::nodes))
+        .route("/v1/nodes/{node}/drain", post(operations::drain))
         .route("/v1/watch", get(operations::watch))
         .route("/v1/version", get(operations::version))
         .route("/metrics", get(metrics::metrics))

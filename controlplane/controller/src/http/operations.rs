@@ -92,6 +92,28 @@ pub(super) async fn release(
     Ok(Json(clients.release(Request::new(request)).await?.into_inner()))
 }
 
+pub(super) async fn scale(
+    State(clients): State<Clients>,
+    Path((tenant, function)): Named,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, Refused> {
+    let request = v1::ScaleRequest { tenant, function, ..message(&headers, &body)? };
+    let replies = clients.scale(Request::new(request)).await?.into_inner();
+    answer::stream(Form::of(&headers, Form::Last), replies).await
+}
+
+pub(super) async fn drain(
+    State(clients): State<Clients>,
+    Path(node): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, Refused> {
+    let request = v1::DrainRequest { node, ..message(&headers, &body)? };
+    let replies = clients.drain(Request::new(request)).await?.into_inner();
+    answer::stream(Form::of(&headers, Form::Last), replies).await
+}
+
 pub(super) async fn tree(State(clients): State<Clients>, Path((tenant, function)): Named) -> Answer<v1::GetTreeReply> {
     let request = v1::GetTreeRequest { tenant, function };
     Ok(Json(clients.get_tree(Request::new(request)).await?.into_inner()))

@@ -25,13 +25,16 @@ impl Gate {
         Self { secret, loopback_open: true }
     }
 
-    /// Whether a caller with this token, or without one, may go on; else why not.
-    pub(crate) fn admit(&self, caller: IpAddr, token: Option<&str>) -> Result<(), &'static str> {
+    /// Whether a caller with this token, or without one, may go on; else why not. `certified`: it showed a certificate that was verified
+    /// against the authority for clients.
+    pub(crate) fn admit(&self, caller: IpAddr, token: Option<&str>, certified: bool) -> Result<(), &'static str> {
         match token {
             Some(token) if self.secret.accepts_rpc_token(token) => Ok(()),
             Some(_) => Err("the bearer token is wrong: caller and controller have different cluster secrets"),
-            None if self.loopback_open && caller.to_canonical().is_loopback() => Ok(()),
-            None => Err("a bearer token is required here; give the caller the controller's cluster secret, or a certificate that tls_client_ca knows"),
+            None if self.loopback_open && (certified || caller.to_canonical().is_loopback()) => Ok(()),
+            None => Err(
+                "a bearer token is required here; give the caller the controller's cluster secret, or a certificate that tls_client_ca knows",
+            ),
         }
     }
 }
@@ -43,11 +46,9 @@ impl Interceptor for Gate {
             let value = value.to_str().unwrap_or("");
             value.strip_prefix("Bearer ").unwrap_or("")
         });
-        // A certificate that is here was verified against the authority for clients.
-        let certified = token.is_none() && self.loopback_open && request.peer_certs().is_some_and(|certs| !certs.is_empty());
-        match self.admit(caller, token) {
+        let certified = request.peer_certs().is_some_and(|certificates| !certificates.is_empty());
+        match self.admit(caller, token, certified) {
             Ok(()) => Ok(request),
-            Err(_) if certified => Ok(request),
             Err(reason) => Err(Status::unauthenticated(reason)),
         }
     }

@@ -141,6 +141,7 @@ impl State {
         for id in due {
             self.watch_node(now, id);
         }
+        self.settle_restart(now);
         self.judge_paces(now);
         self.reclaim_idle(now);
         self.advance_leaving(now);

@@ -117,7 +117,7 @@ impl State {
 
     /// After a change of the trees: a new epoch, leaders that have data, parents for those that only receive, and new plans for all whose
     /// neighbourhood changed.
-    fn settle_trees(
+    pub(super) fn settle_trees(
         &mut self,
         now: Now,
         id: FunctionId,

@@ -26,6 +26,7 @@ mod rates;
 mod records;
 mod reports;
 mod requests;
+mod restart;
 mod riding;
 mod settings;
 #[cfg(test)]
@@ -86,6 +87,8 @@ pub struct State {
     watches: BTreeMap<RequestId, Watch>,
     /// Nodes came or went: functions that ask for a number of nodes may be short of some, or no longer.
     capacity_changed: bool,
+    /// It began with functions from the store, and their agents are still on their way back.
+    restarted: bool,
     out: Vec<Output>,
 }
 

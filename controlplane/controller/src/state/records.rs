@@ -126,6 +126,7 @@ impl State {
             reclaimed_ms: now.ms,
             watches: BTreeMap::new(),
             capacity_changed: false,
+            restarted: false,
             out: Vec::new(),
         };
         for (key, bytes) in &records {
@@ -146,6 +147,7 @@ impl State {
                 state.adopt(now, function);
             }
         }
+        state.restarted = !state.functions.is_empty();
         Ok(state)
     }
 

@@ -3,10 +3,12 @@
 //! A store moves bytes. What they mean is the state machine's business.
 
 mod redb;
+mod transfer;
 
 use std::path::PathBuf;
 
 pub use self::redb::RedbStore;
+pub use self::transfer::{Contents, ImportError, export, import};
 use crate::state::Key;
 
 /// Keeps records.

@@ -5,15 +5,17 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use faasnet_api::{FunctionId, NodeId};
-use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, TableHandle, WriteTransaction};
 
 use super::{StateStore, StoreError};
 use crate::state::{Key, Records, SCHEMA, migrate};
 
-const FILE: &str = "controller.redb";
+pub(super) const FILE: &str = "controller.redb";
 
 /// Keys and values as they lie in a table.
 type Rows = Vec<(Vec<u8>, Vec<u8>)>;
+/// Every table by its name.
+pub(super) type Tables = Vec<(String, Rows)>;
 type Table = TableDefinition<'static, &'static [u8], &'static [u8]>;
 
 const META: Table = TableDefinition::new("meta");
@@ -40,17 +42,49 @@ impl RedbStore {
     pub fn open(directory: &Path) -> Result<Self, StoreError> {
         let unusable = |source| StoreError::Directory { path: directory.into(), source };
         fs::create_dir_all(directory).map_err(unusable)?;
-        let path = directory.join(FILE);
+        let store = Self::open_file(directory.join(FILE), directory)?;
+        store.check_schema()?;
+        Ok(store)
+    }
+
+    /// A new file at `path` with these tables, brought to the present schema.
+    pub(super) fn create_from(path: &Path, tables: &Tables) -> Result<Self, StoreError> {
+        let store = Self::open_file(path.into(), path)?;
+        let unknown = tables.iter().find(|(name, _)| TABLES.iter().all(|table| table.name() != name));
+        if let Some((name, _)) = unknown {
+            let reason = format!("this version of faasnet has no table {name:?}");
+            return Err(StoreError::Failed { path: path.into(), verb: "imported", reason });
+        }
+        store.write("imported", |write| {
+            for table in TABLES {
+                let mut opened = write.open_table(table)?;
+                for (key, value) in tables.iter().filter(|(name, _)| table.name() == name).flat_map(|(_, rows)| rows) {
+                    opened.insert(&key[..], &value[..])?;
+                }
+            }
+            Ok(())
+        })?;
+        store.check_schema()?;
+        Ok(store)
+    }
+
+    /// Everything as it is stored.
+    pub(super) fn tables(&self) -> Result<Tables, StoreError> {
+        TABLES.into_iter().map(|table| Ok((table.name().to_owned(), self.read_table(table)?))).collect()
+    }
+
+    fn open_file(path: PathBuf, named: &Path) -> Result<Self, StoreError> {
         let database = Database::create(&path).map_err(|error| match error {
-            DatabaseError::DatabaseAlreadyOpen => StoreError::InUse(directory.into()),
-            DatabaseError::Storage(redb::StorageError::Io(source)) => unusable(source),
+            DatabaseError::DatabaseAlreadyOpen => StoreError::InUse(named.into()),
+            DatabaseError::Storage(redb::StorageError::Io(source)) => {
+                StoreError::Directory { path: named.into(), source }
+            }
             other => StoreError::Failed { path: path.clone(), verb: "opened", reason: other.to_string() },
         })?;
         // It holds the private keys that sign tickets.
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(unusable)?;
-        let store = Self { path, database };
-        store.check_schema()?;
-        Ok(store)
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))
+            .map_err(|source| StoreError::Directory { path: named.into(), source })?;
+        Ok(Self { path, database })
     }
 
     /// Writes the schema number into a new file and compares it in an old one, whose records are brought to the present form; makes every

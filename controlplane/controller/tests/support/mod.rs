@@ -1,6 +1,8 @@
 //! A controller on a port of its own, pretended agents that speak real gRPC, and a registrar that needs no registry.
 
 #![allow(unreachable_pub, clippy::unwrap_used)]
+// Each test program uses a part of it.
+#![allow(dead_code)]
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -66,6 +68,7 @@ pub fn config(state_dir: &Path) -> Config {
 /// A controller that runs until it is stopped.
 pub struct Running {
     pub address: SocketAddr,
+    pub http: SocketAddr,
     stop: oneshot::Sender<()>,
     task: JoinHandle<anyhow::Result<()>>,
 }
@@ -74,9 +77,9 @@ impl Running {
     pub async fn start(config: Config) -> Self {
         let controller = Controller::start_with(config, Arc::new(FakeRegistrar)).await.unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
-        let address = controller.local_addr();
+        let (address, http) = (controller.local_addr(), controller.http_addr());
         let task = tokio::spawn(controller.run_until(async { drop(stopped.await) }));
-        Self { address, stop, task }
+        Self { address, http, stop, task }
     }
 
     pub async fn stop(self) {

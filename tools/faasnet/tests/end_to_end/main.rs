@@ -5,16 +5,22 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 
+mod api_document;
+mod browser;
 mod commands;
 mod common;
+mod crash;
 mod debian_registry;
 mod demo;
 mod failures;
 mod full_store;
+mod https;
 mod images;
 mod lab;
 mod lab_compare;
 mod lab_report;
+mod live_page;
+mod moved_state;
 mod origins;
 mod small_buffers;
 mod stopped;

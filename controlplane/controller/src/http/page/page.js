@@ -49,7 +49,7 @@ function keyed(parent, items, key, make, update) {
 function bytes(count) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB"];
   let unit = 0;
-  while (count >= 1024 && unit < units.length - 1) { count /= 1024; unit++; }
+  while (count >= 1000 && unit < units.length - 1) { count /= 1024; unit++; }
   return `${unit && count < 10 ? count.toFixed(1) : Math.round(count)} ${units[unit]}`;
 }
 
@@ -79,9 +79,11 @@ function drawNodes(picture) {
   $("no-nodes").hidden = nodes.length > 0;
   $("nodes").classList.toggle("many", nodes.length > 60);
   keyed($("nodes"), nodes, (node) => node.node_id, () => element("li"), (item, node) => {
-    item.className = node.state;
+    const apart = node.quarantine ? `quarantined: ${node.quarantine}` : node.draining ? "draining" : "";
+    item.className = `${node.state}${apart ? " apart" : ""}`;
     item.textContent = node.name;
-    item.title = `${node.name} · ${node.state} · ${node.data_address} · ${node.functions} functions`;
+    const facts = [node.name, node.state, apart, node.pace, node.data_address, `${node.functions} functions`];
+    item.title = facts.filter(Boolean).join(" · ");
   });
 }
 
@@ -209,8 +211,9 @@ function drawTree(picture, figure, tree) {
   const flowing = labelled ? edges.filter((edge) => edge.rate) : [];
   keyed(rates, flowing, (edge) => edge.key, () => svg("text", { class: "rate" }), (text, edge) => {
     const from = places.get(edge.parent), to = places.get(edge.node_id);
-    text.setAttribute("x", (from.x + to.x) / 2);
-    text.setAttribute("y", (from.y + to.y) / 2 + 3);
+    // Nearer to the child, where the edges of siblings are apart.
+    text.setAttribute("x", from.x + (to.x - from.x) * 0.65);
+    text.setAttribute("y", from.y + (to.y - from.y) * 0.58 + 3);
     text.textContent = `${bytes(edge.rate)}/s`;
   });
   keyed(spots, [...places], ([id]) => id || "origin", ([id]) => (id ? spot() : origin()), (group, [id, place]) => {

@@ -4,6 +4,7 @@ mod capacity;
 mod keys;
 mod neighbours;
 mod properties;
+mod restart;
 mod scenarios;
 mod trouble;
 mod world;

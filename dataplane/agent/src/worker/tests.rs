@@ -14,7 +14,7 @@ use faasnet_api::{
 use faasnet_relay::blocks::BlockSet;
 use faasnet_relay::plan::{StripePlan, Target};
 use faasnet_relay::wire::{self, Challenge, Frame, Hello, Kind, Refusal, UNSIGNED};
-use faasnet_store::{Store, StoredImage};
+use faasnet_store::{Store, StoreOptions, StoredImage};
 use tempfile::TempDir;
 
 use super::mailbox::{Assignment, FunctionReport, ReportState, WorkerCommand, WorkerEvent};
@@ -23,6 +23,7 @@ use crate::link::WorkerLink;
 use crate::test_support::{claims, controller_key, node_key, ticket_for, trust};
 
 mod differential;
+mod keeping;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -39,6 +40,11 @@ impl Image {
     }
 
     fn with_blocks(lengths: &[usize], block_bytes: u32) -> Self {
+        Self::digested(lengths, block_bytes, |_, block| BlockDigest::of(block))
+    }
+
+    /// With digests that need not be right.
+    fn digested(lengths: &[usize], block_bytes: u32, digest_of: impl Fn(BlockIndex, &[u8]) -> BlockDigest) -> Self {
         let mut state = 0x9e37_79b9_7f4a_7c15u64;
         let mut next = move || {
             state ^= state << 13;
@@ -62,7 +68,7 @@ impl Image {
             manifest_digest: digest(999),
             manifest: b"{}".to_vec(),
             entries: entries.collect(),
-            blocks: blocks.map(|block| BlockDigest::of(block)).collect(),
+            blocks: (0..).zip(blocks).map(|(index, block)| digest_of(BlockIndex(index), block)).collect(),
         })
         .unwrap();
         Self { descriptor: Arc::new(descriptor), payloads, function: FunctionId::new("t", "f") }
@@ -101,24 +107,32 @@ impl Node {
     }
 
     async fn tuned(engine: Engine, tuning: Tuning) -> Self {
-        let dir = TempDir::new().unwrap();
-        let store = Store::open(dir.path(), None).unwrap();
-        let config = WorkerConfig {
+        Self::keeping(TempDir::new().unwrap(), StoreOptions::default(), |config| {
+            config.engine = engine;
+            config.tuning = tuning;
+        })
+        .await
+    }
+
+    async fn keeping(dir: TempDir, options: StoreOptions, adjust: impl FnOnce(&mut WorkerConfig)) -> Self {
+        let store = Store::open_with(dir.path(), options.clone()).unwrap();
+        let mut config = WorkerConfig {
             listen: "127.0.0.1:0".parse().unwrap(),
             advertise: None,
             node: store.node_id(),
             trust: trust(),
             feed: "127.0.0.1:1".parse().unwrap(),
-            engine,
+            engine: Engine::Auto,
             // A busy machine must not look like a silent parent.
             patience: Patience { silence: Duration::from_secs(1), ..Patience::default() },
             buffers: 16,
             socket_options: SocketOptions::default(),
-            tuning,
-            verify: Verify::Blake3,
-            store_write: WriteMode::Auto,
+            tuning: Tuning::default(),
+            verify: options.verify,
+            store_write: options.write,
             forward_only: false,
         };
+        adjust(&mut config);
         let worker = start(config).await.unwrap();
         Self { worker, store, events: Vec::new(), stored: None, _dir: dir }
     }

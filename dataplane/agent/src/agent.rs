@@ -96,6 +96,7 @@ impl<W: WorkerLink> Parts<W> {
             name: config.name.clone(),
             data_address: SocketAddr::new(advertise.ip(), port),
             memory_mib: config.memory_mib(),
+            verify: config.verify,
         };
         let shared = admin::Shared {
             identity: identity.clone(),

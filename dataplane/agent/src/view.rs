@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use faasnet_api::{Descriptor, FunctionId, ImageId, NodeId, PublicKey};
+use faasnet_api::{Descriptor, FunctionId, ImageId, NodeId, PublicKey, Verify};
 use tokio::sync::watch;
 
 use crate::table::Row;
@@ -19,6 +19,8 @@ pub(crate) struct Identity {
     /// Where other nodes reach this one.
     pub(crate) data_address: SocketAddr,
     pub(crate) memory_mib: u64,
+    /// How it checks what comes from other nodes.
+    pub(crate) verify: Verify,
 }
 
 /// The state as of the last change.

@@ -92,3 +92,26 @@ fn explain(error: &io::Error) {
         "the store's file system refuses direct writes; blocks go through the page cache, which costs CPU and memory (store_write = buffered says that this is meant)"
     );
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Catches a file system that takes direct writes back at the first one and is asked again and again, or a full disk that is taken
+    /// for that.
+    #[test]
+    fn only_a_refusal_ends_direct_writes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data");
+        let data = DataFile::new(File::create_new(&path).unwrap(), &path, WriteMode::Direct);
+        if data.direct(0, 4096).is_none() {
+            eprintln!("SKIPPED: the file system of {} has no direct writes", path.display());
+            return;
+        }
+        assert!(data.direct(0, 4095).is_none() && data.direct(512, 4096).is_none(), "not whole pages");
+        assert!(!data.gives_up_direct(&io::Error::from_raw_os_error(28)), "ENOSPC");
+        assert!(data.direct(0, 4096).is_some());
+        assert!(data.gives_up_direct(&io::Error::from_raw_os_error(22)), "EINVAL");
+        assert!(data.direct(0, 4096).is_none());
+    }
+}

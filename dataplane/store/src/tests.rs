@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use faasnet_api::descriptor::DescriptorParts;
-use faasnet_api::{BlockDigest, BlockIndex, Descriptor, Entry, Origin};
+use faasnet_api::{BlockDigest, BlockIndex, Descriptor, Entry, Origin, Verify};
 
 use crate::map::{Belief, BootId};
 use crate::{Store, StoreError, StoreOptions, StoredImage};
@@ -181,6 +181,23 @@ fn another_boot_verifies_what_was_not_synced() {
     drop((stored, store));
     let store = open_in(dir.path(), LATER);
     assert_eq!(store.open_held(id).unwrap().unwrap().present().count(), 9, "the cleared mark is on the disk");
+}
+
+/// Catches a node that trusts its network and therefore its disk: what a crash damaged is found in every mode.
+#[test]
+fn a_disk_is_verified_in_every_mode() {
+    for verify in Verify::ALL {
+        let dir = tempfile::tempdir().unwrap();
+        let stored = open(dir.path()).open_image("acme", descriptor(APP)).unwrap();
+        fill(&stored, APP, |_| true);
+        flip(&stored, 4);
+        let id = stored.descriptor().id();
+        drop(stored);
+        let options = StoreOptions { verify, ..StoreOptions::default() };
+        let store = Store::open_in_boot(dir.path(), options, LATER).unwrap();
+        let stored = store.open_held(id).unwrap().unwrap();
+        assert_eq!(present(&stored), [0, 1, 2, 3, 5, 6, 7, 8, 9], "{verify}");
+    }
 }
 
 /// Catches an image that is hashed again although it was synced, and a mark after the sync that is trusted with it.

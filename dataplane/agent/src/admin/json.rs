@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use faasnet_api::{FunctionId, v1};
+use faasnet_api::{FunctionId, Verify, v1};
 use serde::Serialize;
 
 use crate::budget::Budget;
@@ -21,6 +21,8 @@ pub(super) struct State {
     admin_address: SocketAddr,
     /// `null` while the controller is away.
     controller_term: Option<u64>,
+    /// `blake3`; `xxh3` or `off` where every host is trusted.
+    verify: Verify,
     /// The most memory that the data path takes; see the start-up log for the same as a sum.
     memory_budget: Budget,
     functions: Vec<Function>,
@@ -74,6 +76,7 @@ impl State {
             data_address: identity.data_address,
             admin_address,
             controller_term: view.term,
+            verify: identity.verify,
             memory_budget: budget.clone(),
             functions: view.rows.iter().map(|(function, row)| Function::new(*function, row)).collect(),
         }

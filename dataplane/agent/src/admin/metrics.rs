@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::sync::atomic::Ordering;
 
+use faasnet_api::Verify;
 use faasnet_api::v1::FunctionProgress;
 
 use crate::feed::Counters;
@@ -28,8 +29,13 @@ const PER_FUNCTION: [(&str, &str, &str, Read); 10] = [
 ];
 
 /// The whole exposition.
-pub(super) fn text(view: &View, feed: &Counters) -> String {
+pub(super) fn text(verify: Verify, view: &View, feed: &Counters) -> String {
     let mut text = String::new();
+    let help = "1 unless every block is checked by BLAKE3: a setting for trusted networks and experiments.";
+    header(&mut text, "faasnet_verification_reduced", "gauge", help);
+    // Ignored here and below: writing to a String does not fail.
+    let _ =
+        writeln!(text, "faasnet_verification_reduced{{verify=\"{verify}\"}} {}", u8::from(verify != Verify::Blake3));
     let attached = u64::from(view.term.is_some());
     single(
         &mut text,
@@ -52,7 +58,6 @@ pub(super) fn text(view: &View, feed: &Counters) -> String {
         header(&mut text, name, kind, help);
         for (row, progress) in &functions {
             let (tenant, function) = (escape(&row.tenant), escape(&row.name));
-            // Ignored here and below: writing to a String does not fail.
             let _ = writeln!(text, "{name}{{tenant=\"{tenant}\",function=\"{function}\"}} {}", read(progress));
         }
     }
@@ -109,8 +114,9 @@ mod tests {
     /// Catches a metric without its header, or a line that is neither comment nor sample.
     #[test]
     fn an_idle_agent_exposes_its_counters() {
-        let text = text(&View::default(), &Counters::default());
+        let text = text(Verify::Xxh3, &View::default(), &Counters::default());
         assert!(text.contains("\nfaasnet_origin_bytes_total 0\n"));
+        assert!(text.contains("\nfaasnet_verification_reduced{verify=\"xxh3\"} 1\n"));
         assert!(text.lines().all(|line| line.starts_with("# ") || line.split(' ').count() == 2), "{text}");
     }
 }

@@ -122,7 +122,7 @@ async fn state(State(shared): State<Shared>) -> Json<json::State> {
 }
 
 async fn metrics(State(shared): State<Shared>) -> impl IntoResponse {
-    let text = metrics::text(&shared.view(), &shared.feed);
+    let text = metrics::text(shared.identity.verify, &shared.view(), &shared.feed);
     ([("content-type", "text/plain; version=0.0.4")], text)
 }
 

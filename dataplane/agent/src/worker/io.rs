@@ -59,7 +59,8 @@ pub(super) enum Purpose {
         len: usize,
         /// Past the page cache.
         direct: bool,
-        since: Now,
+        /// Ticks that it has seen.
+        ticks: u8,
     },
     /// A read-back for this child.
     ReadBack(ConnId),
@@ -86,6 +87,7 @@ pub(super) struct Io {
     pub(super) keeps: bool,
     write_mode: WriteMode,
     writes: usize,
+    disk_is_slow: bool,
     pub(super) me: NodeId,
     pub(super) trust: Trust,
     pub(super) data_address: SocketAddr,
@@ -105,10 +107,11 @@ pub(super) struct Io {
 pub(super) const FRAME_START: usize = HEADROOM_BYTES - faasnet_relay::wire::HEADER_BYTES;
 /// Leases that only receiving may take, so that slow children cannot starve it.
 const RESERVED_LEASES: usize = 4;
-/// A disk is slow when one part in so many of the buffers waits for it,
-const SLOW_SHARE: usize = 3;
-/// and has waited for so long: 8 blocks in 10 ms are 200 MiB/s. A faster disk may hold the stream back: the page cache would cost more.
-const SLOW: Duration = Duration::from_millis(10);
+/// What goes to a slow disk goes through the page cache while it has more than one part in so many of the buffers.
+const SLOW_SHARE: usize = 4;
+/// A write that is still under way at so many ticks was on the disk for a whole one. Not judged by the clock: when this thread is kept off
+/// its core, writes that have long ended look old.
+const SLOW_TICKS: u8 = 2;
 /// Shorter blocks are cheaper through the page cache, which joins them.
 const MIN_DIRECT_BYTES: usize = 64 << 10;
 const DISK_BIT: u64 = 1 << 63;
@@ -134,6 +137,7 @@ impl Io {
             keeps: !config.forward_only,
             write_mode: config.store_write,
             writes: 0,
+            disk_is_slow: false,
             me: config.node,
             trust: config.trust.clone(),
             data_address,
@@ -203,15 +207,16 @@ impl Io {
 
     /// Writes a verified block into the image file. `read_soon`: somebody is about to need it from there.
     pub(super) fn keep(&mut self, mut op: DiskOp, read_soon: bool) {
-        let (offset, now, slow) = (self.file_offset(&op), self.now(), self.disk_is_slow());
-        let Purpose::Keep { lease, len, direct, since } = &mut op.purpose else { return };
+        let offset = self.file_offset(&op);
+        let slow = self.disk_is_slow && self.writes >= self.arena.slots() / SLOW_SHARE;
+        let Purpose::Keep { lease, len, direct, ticks } = &mut op.purpose else { return };
         let wanted = match self.write_mode {
             WriteMode::Buffered => false,
             WriteMode::Direct => true,
             // What a disk slower than the network leaves waiting goes through the page cache first, which has more room.
             WriteMode::Auto => !read_soon && *len >= MIN_DIRECT_BYTES && !slow,
         };
-        *since = now;
+        *ticks = 0;
         let file = wanted.then(|| op.image.direct_file(offset, *len as u64)).flatten();
         *direct = file.is_some();
         let file = Arc::clone(file.unwrap_or(op.image.file()));
@@ -260,6 +265,17 @@ impl Io {
         Some(op)
     }
 
+    /// Judges the disk; called every tick, when all that has completed has been taken.
+    pub(super) fn judge_disk(&mut self) {
+        self.disk_is_slow = false;
+        for op in self.disk.values_mut() {
+            if let Purpose::Keep { ticks, .. } = &mut op.purpose {
+                *ticks = ticks.saturating_add(1);
+                self.disk_is_slow |= *ticks >= SLOW_TICKS;
+            }
+        }
+    }
+
     /// Whether writes or reads are in flight.
     pub(super) fn disk_is_busy(&self) -> bool {
         !self.disk.is_empty()
@@ -280,13 +296,6 @@ impl Io {
         let told = self.events.try_send(event).is_ok();
         self.lost_events += u64::from(!told);
         told
-    }
-
-    /// Whether a good part of the buffers waits for the disk, and has waited for long.
-    fn disk_is_slow(&self) -> bool {
-        let waits =
-            |op: &DiskOp| matches!(op.purpose, Purpose::Keep { since, .. } if self.now().saturating_sub(since) > SLOW);
-        self.writes >= self.arena.slots() / SLOW_SHARE && self.disk.values().any(waits)
     }
 
     fn begin(&mut self, op: DiskOp) -> Token {

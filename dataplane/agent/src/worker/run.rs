@@ -505,6 +505,7 @@ impl Worker {
     }
 
     fn tick(&mut self, now: Now) {
+        self.io.judge_disk();
         for function in self.functions.values_mut() {
             function.tick(&mut self.io);
         }

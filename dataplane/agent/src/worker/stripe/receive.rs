@@ -290,7 +290,7 @@ impl Stripe {
         if !io.keeps {
             return;
         }
-        let purpose = Purpose::Keep { lease, len, direct: false, since: Now::ZERO };
+        let purpose = Purpose::Keep { lease, len, direct: false, ticks: 0 };
         // Whoever did not get it live gets it from the store.
         let read_soon = self.core.downstream.is_owed(block);
         io.keep(DiskOp { function: shared.function, image: stored, stripe: self.id, block, purpose }, read_soon);

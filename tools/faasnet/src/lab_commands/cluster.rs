@@ -1,9 +1,9 @@
 //! The daemons of a lab, each in the namespace of its host: registry, controller, agents. Like `crate::cluster`, with real addresses.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use faasnet_lab::enter;
@@ -34,6 +34,8 @@ const HIDDEN_PORT: u16 = 7409;
 const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 7411);
 /// How long agents may take to reach the controller.
 const START_DEADLINE: Duration = Duration::from_secs(60);
+/// How long a killed agent's port may stay taken.
+const PORT_DEADLINE: Duration = Duration::from_secs(5);
 /// Remounts a folder as a small file system that only the following program sees, so that nothing of it can stay behind.
 const SMALL_DISK: &str = r#"mount -t tmpfs -o "size=$1" fnlab "$2" && shift 2 && exec "$@""#;
 
@@ -155,10 +157,23 @@ impl LabCluster {
         Ok(())
     }
 
+    /// Kills an agent to start it anew at once: waits until its port is free. The kernel closes the sockets of a ring some time after the
+    /// process is gone.
     async fn kill_agent(&mut self, index: usize) -> Result<()> {
-        match self.agents[index].take() {
-            Some(mut agent) => agent.kill().await,
-            None => Ok(()),
+        if let Some(mut agent) = self.agents[index].take() {
+            agent.kill().await?;
+        }
+        let host = &self.network.agents()[index];
+        let wanted = address(host, if self.proxies.contains_key(&index) { HIDDEN_PORT } else { DATA_PORT });
+        let deadline = Instant::now() + PORT_DEADLINE;
+        loop {
+            match enter::run(&host.namespace, move || TcpListener::bind(wanted))? {
+                Ok(_) => return Ok(()),
+                Err(error) if Instant::now() > deadline => {
+                    return Err(error).with_context(|| format!("{wanted} does not become free on {}", host.name));
+                }
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
         }
     }
 

@@ -14,6 +14,8 @@ use super::victims::{Scene, Victim};
 use crate::cluster::Daemon;
 use crate::view::{NodeView, TreeView};
 
+/// Joins that take longer are no test of many at once.
+const RUSH: Duration = Duration::from_secs(1);
 /// A slow host has one part in so many of the rate.
 const SLOWER: u64 = 10;
 
@@ -169,7 +171,11 @@ impl Injector {
         for (kind, victim) in ours.into_iter().map(|(_, kind, victim)| (kind, victim)).chain(more) {
             self.undo_one(cluster, kind, victim).await?;
         }
-        Ok(())
+        // A disturbance that failed half-way may have left it without an agent.
+        match cluster.network.agents().iter().position(|agent| agent.name == host) {
+            Some(node) if cluster.agents[node].is_none() => cluster.start_agent(node).await,
+            _ => Ok(()),
+        }
     }
 
     /// Whether something that was done to one of `hosts` will be undone by itself.
@@ -204,6 +210,15 @@ impl Injector {
             // The store reserves the whole image first, so it fails before it holds anything.
             report.counts = node.state == "failed";
             report.note = format!("{} {}", node.state, node.error);
+        }
+    }
+
+    /// Hosts that were kept back have asked for the image and are in the trees, which took so long; beyond a second it is no rush.
+    pub fn note_joins(&mut self, took: Duration) {
+        for report in self.reports.iter_mut().filter(|report| report.fault.kind == Kind::Joins) {
+            let within = format!("{} hosts joined within {:.2} s", report.victims.len(), took.as_secs_f64());
+            report.note = if report.note.is_empty() { within } else { format!("{}; {within}", report.note) };
+            report.counts &= took < RUSH;
         }
     }
 
@@ -344,7 +359,10 @@ impl FaultReport {
             true => String::new(),
             false => format!("; children: {}", self.orphans.join(" ")),
         };
-        format!("{} hits {}{orphans}", self.fault, self.victims.join(" "))
+        let fault = self.fault.to_string();
+        // By hand it happens at once, whatever the victim holds.
+        let what = fault.split('@').next().unwrap_or_default();
+        format!("{what} hits {}{orphans}", self.victims.join(" "))
     }
 
     /// One line.

@@ -56,7 +56,9 @@ impl Transfer {
             if self.injector.joins_due && !joined {
                 joined = true;
                 let mut control = cluster.control().await?;
+                let asked = Instant::now();
                 self.trees = provision(&mut control, cluster, plan.early_hosts()..plan.hosts).await?;
+                self.injector.note_joins(asked.elapsed());
             }
             if looked.elapsed() >= LOOK_EVERY {
                 looked = Instant::now();

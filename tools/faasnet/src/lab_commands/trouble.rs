@@ -22,7 +22,7 @@ pub enum Trouble {
     Slow,
     /// One wrong bit in every MiB that it sends; its agent is started anew behind a proxy
     Flip,
-    /// A disk with room for half of the image; its agent is started anew on it
+    /// A fresh disk with room for half of the image; its agent is started anew on it, as another node
     Full,
     /// So many hosts that do not hold the image ask for it at once
     Joins,

@@ -216,11 +216,16 @@ impl Job {
             Work::Lab(plan) => 1.0 + 1.3 * run(plan.size, plan.rate(), plan.hosts),
             Work::Compare(plan) => {
                 let hosts = plan.hosts.iter().sum::<usize>();
+                // Most others try two or three settings first.
+                let tries = if plan.sweep { 2 } else { 0 };
                 let one = |system: &System| match system {
-                    System::Own(LabPolicy::Direct) => run(plan.size * hosts as u64, plan.rate, hosts),
-                    _ => 1.4 * run(plan.size, plan.rate, hosts),
+                    System::Own(LabPolicy::Direct) => {
+                        plan.runs as f64 * run(plan.size * hosts as u64, plan.rate, hosts)
+                    }
+                    System::Own(_) => plan.runs as f64 * 1.4 * run(plan.size, plan.rate, hosts),
+                    System::Rival(_) => (plan.runs + tries) as f64 * 1.6 * run(plan.size, plan.rate, hosts),
                 };
-                plan.runs as f64 * plan.systems.iter().map(one).sum::<f64>()
+                plan.systems.iter().map(one).sum()
             }
             Work::Relay(relay) => {
                 let rows = if relay.engines.is_empty() { 16 } else { relay.engines.len() };

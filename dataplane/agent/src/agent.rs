@@ -105,6 +105,7 @@ impl<W: WorkerLink> Parts<W> {
             inputs,
             feed: counters,
             budget: Budget::of_this_host(config),
+            leases: worker.leases(),
         };
         let control = Control::new(identity, Kept { store, memory, keys }, worker, channels);
         Ok(Self { control, session, feed, admin, shared })

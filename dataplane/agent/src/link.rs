@@ -4,6 +4,7 @@
 
 use std::future::Future;
 
+use crate::worker::leases::Leases;
 use crate::worker::mailbox::{WorkerCommand, WorkerEvent};
 
 /// The worker's thread has ended; nothing will be moved any more.
@@ -20,6 +21,11 @@ pub trait WorkerLink: Send + 'static {
 
     /// The worker's next event; `None` when it has ended. May be dropped and called again without losing an event.
     fn next_event(&mut self) -> impl Future<Output = Option<WorkerEvent>> + Send;
+
+    /// How many of its buffers are on lease; one that has no buffers leases none.
+    fn leases(&self) -> Leases {
+        Leases::default()
+    }
 
     /// Ends the worker: edges are closed, writes in flight finish. Blocks until that is done.
     fn stop(self);

@@ -1,5 +1,6 @@
 //! What a process uses, from `/proc`: CPU time, peak memory, descriptors. No control groups needed.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddrV4;
 
@@ -57,6 +58,17 @@ pub fn descriptors(pid: u32) -> Vec<String> {
         .collect();
     kinds.sort();
     kinds
+}
+
+/// How often the threads that `pid` has now went to sleep by themselves since they started; `None` when it is gone.
+pub fn voluntary_switches(pid: u32) -> Option<BTreeMap<u32, u64>> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten();
+    let switches = |thread: fs::DirEntry| {
+        let status = fs::read_to_string(thread.path().join("status")).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+        Some((thread.file_name().to_str()?.parse().ok()?, line.trim().parse().ok()?))
+    };
+    Some(threads.filter_map(switches).collect())
 }
 
 /// How many TCP connections to `remote` are established in the network namespace of `pid`.
@@ -117,5 +129,6 @@ mod tests {
         assert!(usage.peak_rss_bytes > 1 << 20 && usage.anonymous_bytes > 0);
         assert!(started(std::process::id()).is_some() && started(u32::MAX >> 1).is_none());
         assert!(!descriptors(std::process::id()).is_empty());
+        assert!(voluntary_switches(std::process::id()).unwrap().contains_key(&std::process::id()));
     }
 }

@@ -5,10 +5,11 @@ use std::net::SocketAddr;
 use faasnet_api::{FunctionId, Verify, v1};
 use serde::Serialize;
 
+use super::Shared;
 use crate::budget::Budget;
 use crate::session::events::progress;
 use crate::table::Row;
-use crate::view::{Identity, View};
+use crate::view::View;
 
 /// `GET /v1/state`.
 #[derive(Debug, Serialize)]
@@ -25,6 +26,8 @@ pub(super) struct State {
     verify: Verify,
     /// The most memory that the data path takes; see the start-up log for the same as a sum.
     memory_budget: Budget,
+    /// Buffers of the workers that somebody holds; 0 at rest.
+    leased_buffers: usize,
     functions: Vec<Function>,
 }
 
@@ -67,17 +70,19 @@ struct Upstream {
 }
 
 impl State {
-    pub(super) fn new(identity: &Identity, admin_address: SocketAddr, budget: &Budget, view: &View) -> Self {
+    pub(super) fn new(shared: &Shared, view: &View) -> Self {
+        let identity = &shared.identity;
         Self {
             node_id: identity.node.to_string(),
             name: identity.name.clone(),
             incarnation: identity.incarnation,
             version: env!("CARGO_PKG_VERSION"),
             data_address: identity.data_address,
-            admin_address,
+            admin_address: shared.admin_address,
             controller_term: view.term,
             verify: identity.verify,
-            memory_budget: budget.clone(),
+            memory_budget: shared.budget.clone(),
+            leased_buffers: shared.leases.total(),
             functions: view.rows.iter().map(|(function, row)| Function::new(*function, row)).collect(),
         }
     }

@@ -9,6 +9,7 @@ use faasnet_api::v1::FunctionProgress;
 use crate::feed::Counters;
 use crate::session::events::progress;
 use crate::view::View;
+use crate::worker::leases::Leases;
 
 type Read = fn(&FunctionProgress) -> u64;
 
@@ -29,7 +30,7 @@ const PER_FUNCTION: [(&str, &str, &str, Read); 10] = [
 ];
 
 /// The whole exposition.
-pub(super) fn text(verify: Verify, view: &View, feed: &Counters) -> String {
+pub(super) fn text(verify: Verify, view: &View, feed: &Counters, leases: &Leases) -> String {
     let mut text = String::new();
     let help = "1 unless every block is checked by BLAKE3: a setting for trusted networks and experiments.";
     header(&mut text, "faasnet_verification_reduced", "gauge", help);
@@ -44,6 +45,8 @@ pub(super) fn text(verify: Verify, view: &View, feed: &Counters) -> String {
         "1 while the controller has accepted this agent.",
         attached,
     );
+    let leased = leases.total() as u64;
+    single(&mut text, "faasnet_leased_buffers", "gauge", "Buffers of the workers that somebody holds.", leased);
     let feed = [
         ("faasnet_origin_requests_total", "Requests to origins.", &feed.requests),
         ("faasnet_origin_bytes_total", "Body bytes read from origins.", &feed.bytes),
@@ -114,7 +117,7 @@ mod tests {
     /// Catches a metric without its header, or a line that is neither comment nor sample.
     #[test]
     fn an_idle_agent_exposes_its_counters() {
-        let text = text(Verify::Xxh3, &View::default(), &Counters::default());
+        let text = text(Verify::Xxh3, &View::default(), &Counters::default(), &Leases::default());
         assert!(text.contains("\nfaasnet_origin_bytes_total 0\n"));
         assert!(text.contains("\nfaasnet_verification_reduced{verify=\"xxh3\"} 1\n"));
         assert!(text.lines().all(|line| line.starts_with("# ") || line.split(' ').count() == 2), "{text}");

@@ -26,6 +26,7 @@ use crate::control::Input;
 use crate::feed::Counters;
 use crate::table::Row;
 use crate::view::{Identity, View};
+use crate::worker::leases::Leases;
 
 /// What the handlers read.
 #[derive(Clone)]
@@ -36,6 +37,7 @@ pub(crate) struct Shared {
     pub(crate) inputs: mpsc::Sender<Input>,
     pub(crate) feed: Arc<Counters>,
     pub(crate) budget: Budget,
+    pub(crate) leases: Leases,
 }
 
 /// An endpoint that listens and does not serve yet.
@@ -118,11 +120,11 @@ impl Shared {
 }
 
 async fn state(State(shared): State<Shared>) -> Json<json::State> {
-    Json(json::State::new(&shared.identity, shared.admin_address, &shared.budget, &shared.view()))
+    Json(json::State::new(&shared, &shared.view()))
 }
 
 async fn metrics(State(shared): State<Shared>) -> impl IntoResponse {
-    let text = metrics::text(shared.identity.verify, &shared.view(), &shared.feed);
+    let text = metrics::text(shared.identity.verify, &shared.view(), &shared.feed, &shared.leases);
     ([("content-type", "text/plain; version=0.0.4")], text)
 }
 

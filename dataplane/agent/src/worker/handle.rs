@@ -13,6 +13,7 @@ use faasnet_api::FunctionId;
 use faasnet_ring::Waker;
 use tokio::sync::{mpsc, oneshot};
 
+use super::leases::Leases;
 use super::mailbox::{FunctionReport, Mail, Mailbox, WorkerCommand, WorkerEvent};
 use super::pacing::Pacing;
 use super::placement::Placement;
@@ -29,6 +30,7 @@ pub struct WorkerHandle {
     /// Who is asked first for an event.
     turn: usize,
     data_address: SocketAddr,
+    leases: Leases,
 }
 
 /// One thread, seen from outside.
@@ -68,6 +70,7 @@ pub async fn start(config: WorkerConfig) -> anyhow::Result<WorkerHandle> {
         reports: Reports { rows: Vec::new(), answered: vec![false; count] },
         turn: 0,
         data_address: config.listen,
+        leases: Leases::default(),
     };
     for (index, (queue, waker)) in queues.into_iter().enumerate() {
         let seat = Seat {
@@ -78,6 +81,7 @@ pub async fn start(config: WorkerConfig) -> anyhow::Result<WorkerHandle> {
             siblings: if index == FRONT { mailboxes.clone() } else { Vec::new() },
             bound: (index != FRONT).then_some(handle.data_address),
             pacing: pacing.next(),
+            leased: handle.leases.add(),
         };
         handle.data_address = handle.add(config.clone(), seat, mailboxes[index].clone()).await?;
     }
@@ -229,6 +233,10 @@ impl WorkerLink for WorkerHandle {
                 return Some(event);
             }
         }
+    }
+
+    fn leases(&self) -> Leases {
+        self.leases.clone()
     }
 
     fn stop(mut self) {

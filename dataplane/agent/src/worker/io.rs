@@ -281,6 +281,11 @@ impl Io {
         !self.disk.is_empty()
     }
 
+    /// Buffers that somebody holds.
+    pub(super) fn leased_buffers(&self) -> usize {
+        self.arena.slots() - self.arena.free()
+    }
+
     /// Whether a child may hold another buffer: not when receiving would go short.
     pub(super) fn may_lease_for_sending(&self) -> bool {
         self.arena.free() > RESERVED_LEASES

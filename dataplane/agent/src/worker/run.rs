@@ -17,6 +17,7 @@ use super::WorkerConfig;
 use super::allowance::Allowance;
 use super::function::Function;
 use super::io::{ConnId, Direction, Io, Route, TICK};
+use super::leases::Leased;
 use super::mailbox::{Assignment, Mail, Mailbox, WorkerCommand, WorkerEvent};
 use super::mover::choose;
 use super::newcomer::{Heard, Newcomer};
@@ -35,6 +36,7 @@ struct Worker {
     elsewhere: HashMap<FunctionId, usize>,
     siblings: Vec<Mailbox>,
     pacing: Option<Pacing>,
+    leased: Leased,
     /// In the order of arrival.
     newcomers: Vec<Newcomer>,
     /// For checking what newcomers show.
@@ -59,6 +61,7 @@ pub(super) struct Seat {
     /// Where the front listens; `None` for the front itself, which has to find out.
     pub(super) bound: Option<SocketAddr>,
     pub(super) pacing: Option<Pacing>,
+    pub(super) leased: Leased,
 }
 
 /// Connections that have not said who they are.
@@ -167,6 +170,7 @@ impl Worker {
             elsewhere: HashMap::new(),
             siblings: seat.siblings,
             pacing: seat.pacing,
+            leased: seat.leased,
             newcomers: Vec::new(),
             allowance: Allowance::new(),
             strangers: 0,
@@ -184,6 +188,7 @@ impl Worker {
             self.take_mail();
             let wait = self.patience();
             self.pace(wait == IDLE_WAIT);
+            self.leased.set(self.io.leased_buffers());
             self.io.driver.wait(Some(wait), &mut completions).context("waiting for the kernel failed")?;
             for completion in completions.drain(..) {
                 self.complete(completion);

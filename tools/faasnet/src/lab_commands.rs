@@ -3,6 +3,7 @@
 //! Needs root. Whatever a command makes is named `fnlab-<id>-…` and goes with it, or with `faasnet lab down` after a crash.
 
 pub mod audit;
+pub mod breaker;
 pub mod chaos;
 pub mod cluster;
 pub mod compare;
@@ -189,10 +190,14 @@ pub struct ProvisionArgs {
 /// `faasnet lab fault`
 #[derive(Debug, Args)]
 #[command(after_help = "\
+Targets: n1, n2, …; root, inner, leaf, half, two (as the trees are now); controller, origin; for joins a number
+
 Examples:
   faasnet lab fault --id x kill n3
+  faasnet lab fault --id x stop inner --seconds 2
   faasnet lab fault --id x link n3 --seconds 4
-  faasnet lab fault --id x slow n3; faasnet lab fault --id x heal n3")]
+  faasnet lab fault --id x slow n3; faasnet lab fault --id x heal n3
+  faasnet lab fault --id x joins 30")]
 pub struct FaultArgs {
     /// Which lab [default: the only one]
     #[arg(long)]
@@ -200,9 +205,10 @@ pub struct FaultArgs {
     /// What happens
     #[arg(value_enum)]
     pub kind: trouble::Trouble,
-    /// To which host: n1, …, controller, origin
+    /// To whom, see below
+    #[arg(value_name = "TARGET")]
     pub host: String,
-    /// Undo it after so long, and wait for that [default: leave it so]
+    /// Undo it after so long, and wait for that [default: leave it so until it is healed]
     #[arg(long)]
     pub seconds: Option<f64>,
 }
@@ -210,7 +216,7 @@ pub struct FaultArgs {
 /// `faasnet lab run`
 #[derive(Debug, Args)]
 #[command(after_help = "\
-A scenario has the options of `lab provision`, for example:
+A scenario has the options of `lab provision`; tools/lab/scenarios has an example with every setting. In short:
   hosts = 15
   rate = \"100mbit\"
   size = \"64MiB\"
@@ -245,7 +251,7 @@ pub async fn run(global: &Global, command: LabCommand) -> Result<ExitCode> {
         LabCommand::Keep(args) => keeper::keep(args).await?,
         LabCommand::Down(args) => keeper::down(global, args)?,
         LabCommand::Shell(args) => return keeper::shell(args),
-        LabCommand::Fault(args) => trouble::run(args)?,
+        LabCommand::Fault(args) => trouble::run(global, args).await?,
         LabCommand::Provision(args) => return experiment::run(global, Plan::from(&args), args.svg).await,
         LabCommand::Compare(args) => return compare::run(global, args).await,
         LabCommand::Run(args) => return experiment::run(global, Plan::read(&args.scenario)?, args.svg).await,

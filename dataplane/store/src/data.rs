@@ -32,7 +32,7 @@ impl DataFile {
             WriteMode::Buffered => None,
             WriteMode::Auto | WriteMode::Direct => {
                 let opened = open_direct(path);
-                opened.inspect_err(|error| explain(error)).ok().map(Arc::new)
+                opened.inspect_err(explain).ok().map(Arc::new)
             }
         };
         Self { cached: Arc::new(cached), direct, refused: AtomicBool::new(false), lost: AtomicBool::new(false) }

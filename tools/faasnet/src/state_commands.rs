@@ -34,7 +34,12 @@ pub struct StateArgs {
     #[arg(value_name = "FILE|-")]
     pub file: PathBuf,
     /// Where the controller keeps its state
-    #[arg(long, env = "FAASNET_CONTROLLER_STATE_DIR", value_name = "DIR", default_value = "/var/lib/faasnet-controller")]
+    #[arg(
+        long,
+        env = "FAASNET_CONTROLLER_STATE_DIR",
+        value_name = "DIR",
+        default_value = "/var/lib/faasnet-controller"
+    )]
     pub state_dir: PathBuf,
 }
 

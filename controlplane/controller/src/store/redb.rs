@@ -231,7 +231,13 @@ mod tests {
 
     fn every_key() -> Vec<Key> {
         let function = FunctionId([2; 16]);
-        let mut keys = vec![Key::Term, Key::TicketKeys, Key::Node(NodeId([1; 16])), Key::NodeKey(NodeId([1; 16])), Key::Function(function)];
+        let mut keys = vec![
+            Key::Term,
+            Key::TicketKeys,
+            Key::Node(NodeId([1; 16])),
+            Key::NodeKey(NodeId([1; 16])),
+            Key::Function(function),
+        ];
         keys.extend([Key::Order(function), Key::Descriptor(function), Key::NextDescriptor(function)]);
         keys
     }

@@ -1,6 +1,7 @@
 //! kill -9 of the controller, again and again, while clients create, provision and remove: what it acknowledged is there afterwards.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::time::{Duration, Instant};
 
 use faasnet::client::Control;
@@ -88,7 +89,8 @@ async fn work(mut control: Control, reference: &str, dice: &mut Dice, known: &mu
                 known.insert(index, after);
                 steps += 1;
             }
-            Err(status) if matches!(status.code(), tonic::Code::Unavailable | tonic::Code::Unknown) => return steps,
+            // Said by the connection, not by the controller, or by one that is stopping.
+            Err(status) if status.source().is_some() || status.code() == tonic::Code::Unavailable => return steps,
             // A provision right after a restart, when the agents are not back yet: refused, so nothing changed.
             Err(status) if status.code() == tonic::Code::FailedPrecondition => drop(known.insert(index, before)),
             Err(status) => panic!("{before:?} f{index}: {status}"),

@@ -171,6 +171,9 @@ pub fn explain(text: &str) -> Option<&'static str> {
         "the controller speaks without TLS there; write http://, or start it with --tls-cert and --tls-key"
     } else if has(&["frame with invalid size", "frame_size_error"]) {
         "the controller speaks TLS there; write https:// and give --tls-ca"
+    } else if has(&["operation was canceled"]) {
+        // The transport keeps the cause to itself when the connection ends before the call is on its way.
+        "the controller ended the connection at once; if it speaks TLS, write https:// with --tls-ca, and see whether it knows the authority of --tls-cert"
     } else {
         return None;
     })

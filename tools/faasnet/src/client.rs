@@ -76,7 +76,10 @@ pub fn explain(status: Status) -> anyhow::Error {
             anyhow!("{message}; give the cluster's secret with --secret-file FILE (or FAASNET_SECRET_FILE)")
         }
         Code::Unavailable | Code::Unknown => {
-            anyhow!("the controller went away ({}); is `faasnet controller` still running?", innermost(&status))
+            anyhow!(
+                "the controller went away ({}); is `faasnet controller` still running? If it speaks TLS, write https:// and give --tls-ca",
+                innermost(&status)
+            )
         }
         _ => anyhow!("{message}"),
     }

@@ -117,7 +117,7 @@ const PROBE_TIMEOUT: Time = SECOND;
 
 impl Cluster {
     pub(crate) fn new(plan: &SimPlan) -> Result<Self> {
-        let mut control = Control::start(0)?;
+        let mut control = Control::start(0, plan.judges_stragglers)?;
         let specs: Vec<Arc<Spec>> = specs(plan, &mut control)?.into_iter().map(Arc::new).collect();
         let mut cluster = Self {
             net: Network::new(),
@@ -172,11 +172,13 @@ impl Cluster {
             let mut id = [0; 16];
             id[..8].copy_from_slice(&random.next().to_be_bytes());
             id[8..].copy_from_slice(&(host as u64).to_be_bytes());
-            let rate = if random.chance(plan.faults.slow) { rate / 10 } else { rate };
+            let slow = random.chance(plan.faults.slow);
+            let rate = if slow { rate / 10 } else { rate };
             let disk = if random.chance(plan.faults.slow_disks) { rate / 2 } else { plan.disk_bytes };
             self.net.add_host(rate, rate, latency);
             self.directory.add(NodeId(id));
             self.nodes.push(Node::new(NodeId(id), disk));
+            self.nodes[host].slow = slow;
             self.start_process(host, random.below(100) * MILLISECOND);
         }
         let origin_latency = latency + 5 * MILLISECOND;

@@ -44,6 +44,7 @@ pub(crate) struct Control {
     records: BTreeMap<Key, Vec<u8>>,
     sessions: HashMap<SessionId, Host>,
     numbers: u64,
+    judges_stragglers: bool,
     /// Messages that nobody heard because the controller was away.
     unheard: Vec<(usize, Vec<Host>)>,
     pub(crate) commands: u64,
@@ -53,12 +54,13 @@ pub(crate) struct Control {
 const UNIX_SECONDS: u64 = 1_700_000_000;
 
 impl Control {
-    pub(crate) fn start(now: Time) -> Result<Self> {
+    pub(crate) fn start(now: Time, judges_stragglers: bool) -> Result<Self> {
         let mut control = Self {
             state: None,
             records: BTreeMap::new(),
             sessions: HashMap::new(),
             numbers: 0,
+            judges_stragglers,
             unheard: Vec::new(),
             commands: 0,
             failures: Vec::new(),
@@ -80,7 +82,7 @@ impl Control {
     /// The process starts with what was committed.
     pub(crate) fn come(&mut self, now: Time) -> Result<()> {
         let records = self.records.iter().map(|(key, value)| (*key, value.clone())).collect();
-        let state = State::restore(settings(), clock(now), records)?;
+        let state = State::restore(settings(self.judges_stragglers), clock(now), records)?;
         if let Some(term) = state.record(Key::Term) {
             self.records.insert(Key::Term, term);
         }
@@ -276,8 +278,12 @@ fn descriptor(name: &str, bytes: u64) -> Result<Descriptor> {
     Ok(Descriptor::new(parts)?)
 }
 
-fn settings() -> Settings {
+fn settings(judges_stragglers: bool) -> Settings {
+    let usual = Settings::new([7; 32]);
+    let percent = |percent: u32| if judges_stragglers { percent } else { 0 };
     Settings {
+        slow_percent: percent(usual.slow_percent),
+        receive_only_percent: percent(usual.receive_only_percent),
         heartbeat_ms: HEARTBEAT_MS,
         idle_heartbeat_ms: 5_000,
         suspect_after_missed: 2,
@@ -286,7 +292,7 @@ fn settings() -> Settings {
         functions_per_node: 64,
         forget_dead_ms: 3_600_000,
         progress_ms: 200,
-        ..Settings::new([7; 32])
+        ..usual
     }
 }
 

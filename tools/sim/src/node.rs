@@ -47,6 +47,8 @@ pub(crate) struct Node {
     pub(crate) unread: Vec<v1::command::Command>,
     /// It died for good or was killed at some time.
     pub(crate) harmed: bool,
+    /// Its card is slow: its own time says nothing about the others'.
+    pub(crate) slow: bool,
     newcomers: Vec<Newcomer>,
     /// The last version heard of functions that are held no more.
     dropped: BTreeMap<usize, (u64, u64)>,
@@ -68,6 +70,7 @@ impl Node {
             session: None,
             unread: Vec::new(),
             harmed: false,
+            slow: false,
             newcomers: Vec::new(),
             dropped: BTreeMap::new(),
         }

@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use crate::agenda::SECOND;
 use crate::cluster::Cluster;
+use crate::node::Node;
 use crate::plan::SimPlan;
 
 /// Times from a node's provision to its last block, in seconds.
@@ -27,6 +28,8 @@ pub struct Outcome {
     pub bound_seconds: f64,
     /// Over the nodes that nothing happened to.
     pub seconds: Seconds,
+    /// The same without those that are slow themselves.
+    pub others: Seconds,
     /// The slowest of them against the bound.
     pub ratio: f64,
     /// The 99th percentile of them against the bound.
@@ -68,15 +71,8 @@ pub fn run(plan: &SimPlan) -> Result<Outcome> {
 }
 
 fn outcome(cluster: &Cluster, plan: &SimPlan, end: u64, real_seconds: f64) -> Outcome {
-    let mut times: Vec<f64> = cluster
-        .done
-        .iter()
-        .filter(|((host, _), _)| !cluster.nodes[*host].harmed)
-        .map(|(key, at)| (at - cluster.wanted[key]) as f64 / SECOND as f64)
-        .collect();
-    times.sort_by(f64::total_cmp);
-    let at = |share: f64| times.get(((times.len() as f64 * share).ceil() as usize).max(1) - 1).copied().unwrap_or(0.0);
-    let seconds = Seconds { p50: at(0.5), p99: at(0.99), max: at(1.0) };
+    let (seconds, survivors) = seconds_of(cluster, |node| !node.harmed);
+    let (others, _) = seconds_of(cluster, |node| !node.harmed && !node.slow);
     let bound_seconds = plan.bound_seconds();
     let origin_bytes = cluster.net.sent_bytes(plan.nodes);
     let images: u64 = cluster.specs.iter().map(|spec| spec.geometry.image_bytes()).sum();
@@ -86,12 +82,13 @@ fn outcome(cluster: &Cluster, plan: &SimPlan, end: u64, real_seconds: f64) -> Ou
         nodes: plan.nodes,
         bound_seconds,
         seconds,
+        others,
         ratio: seconds.max / bound_seconds,
         ratio_p99: seconds.p99 / bound_seconds,
         origin_bytes,
         origin_copies: origin_bytes as f64 / images.max(1) as f64,
         reparented: cluster.tally.reparented,
-        survivors: times.len(),
+        survivors,
         edges_failed: cluster.tally.edges_failed,
         refetched_bytes: functions.map(|function| function.shared.counters.refetched_bytes).sum(),
         commands: cluster.control.commands,
@@ -100,4 +97,13 @@ fn outcome(cluster: &Cluster, plan: &SimPlan, end: u64, real_seconds: f64) -> Ou
         events: cluster.net.agenda.done(),
         real_seconds,
     }
+}
+
+/// The times of those nodes that `counts` names, and how many there are.
+fn seconds_of(cluster: &Cluster, counts: impl Fn(&Node) -> bool) -> (Seconds, usize) {
+    let counted = cluster.done.iter().filter(|((host, _), _)| counts(&cluster.nodes[*host]));
+    let mut times: Vec<f64> = counted.map(|(key, at)| (at - cluster.wanted[key]) as f64 / SECOND as f64).collect();
+    times.sort_by(f64::total_cmp);
+    let at = |share: f64| times.get(((times.len() as f64 * share).ceil() as usize).max(1) - 1).copied().unwrap_or(0.0);
+    (Seconds { p50: at(0.5), p99: at(0.99), max: at(1.0) }, times.len())
 }

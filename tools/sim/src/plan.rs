@@ -86,6 +86,8 @@ pub struct SimPlan {
     pub waves: Option<(usize, f64)>,
     /// What goes wrong.
     pub faults: Faults,
+    /// The controller moves stragglers out of the way; without it, what they cost shows.
+    pub judges_stragglers: bool,
     /// A planted defect.
     pub bug: Option<Bug>,
     /// Where all chance comes from.
@@ -110,6 +112,7 @@ impl SimPlan {
             nodes_per_function: nodes,
             waves: None,
             faults: Faults::default(),
+            judges_stragglers: true,
             bug: None,
             seed,
             deadline_seconds: 600.0,

@@ -71,7 +71,16 @@ impl Scenario {
             Self::ControllerAway => {
                 faulty(128, seed, Faults { deaths: 0.05, controller_away: Some((0.5, 5.0)), ..Faults::default() })
             }
-            Self::SlowTenth => faulty(128, seed, Faults { slow: 0.1, ..Faults::default() }),
+            Self::SlowTenth => {
+                let judged = faulty(128, seed, Faults { slow: 0.1, ..Faults::default() });
+                // What the same stragglers cost when nobody moves them.
+                let left = judged.iter().cloned().map(|mut case| {
+                    case.label += ", stragglers stay";
+                    case.plan.judges_stragglers = false;
+                    case
+                });
+                left.collect::<Vec<_>>().into_iter().chain(judged).collect()
+            }
             Self::Crossing => faulty(128, seed, Faults { crossings: 40, ..Faults::default() }),
         }
     }

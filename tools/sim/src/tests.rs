@@ -127,6 +127,17 @@ fn nodes_that_stand_still_do_not_stop_the_others() {
     assert!(outcome.seconds.p50 < outcome.bound_seconds + 2.0, "{outcome:?}");
 }
 
+/// Catches stragglers that hold the others up: a tenth of the nodes runs at a tenth of the rate.
+#[test]
+fn slow_nodes_are_moved_out_of_the_way() {
+    let mut plan = SimPlan::new(64, 12 * IMAGE, Topology::Trees(Policy::Twin), 1);
+    plan.faults.slow = 0.1;
+    let judged = run(&plan).unwrap();
+    plan.judges_stragglers = false;
+    let left = run(&plan).unwrap();
+    assert!(judged.others.p99 * 1.5 < left.others.p99, "{judged:?}, without judging: {left:?}");
+}
+
 /// The targets at full size: 1,000 nodes, 758 MB, 1 Gbit/s. Minutes of work, so apart: `cargo test --release -p faasnet-sim -- --ignored`.
 #[test]
 #[ignore = "ten simulations of 1,000 nodes take minutes"]

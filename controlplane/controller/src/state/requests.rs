@@ -1,6 +1,6 @@
 //! What clients ask for.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 use faasnet_api::{FunctionId, NodeId, v1};
 use faasnet_tree::{FunctionTrees, Policy};
@@ -216,15 +216,15 @@ impl State {
 
     /// The nodes that names or hexadecimal ids mean.
     fn resolve(&self, names: &[String]) -> Result<BTreeSet<NodeId>, Refusal> {
-        let mut by_name: HashMap<&str, Vec<&super::node::Node>> = HashMap::new();
-        for node in self.nodes.values() {
-            by_name.entry(&node.name).or_default().push(node);
-        }
-        names.iter().map(|name| self.resolve_one(name, by_name.get(name.as_str()).map_or(&[], Vec::as_slice))).collect()
+        names.iter().map(|name| self.resolve_node(name)).collect()
     }
 
     /// The node that a name or a hexadecimal id means.
     pub(super) fn resolve_node(&self, name: &str) -> Result<NodeId, Refusal> {
+        let called = self.names.get(name).and_then(|id| self.nodes.get(id));
+        if let Some(node) = called.filter(|node| node.name == name && !node.is_dead()) {
+            return Ok(node.id);
+        }
         let named: Vec<_> = self.nodes.values().filter(|node| node.name == name).collect();
         self.resolve_one(name, &named)
     }

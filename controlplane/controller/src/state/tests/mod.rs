@@ -1,6 +1,7 @@
 //! Tests of the state machine against a small world of pretended agents.
 
 mod capacity;
+mod figures;
 mod keys;
 mod neighbours;
 mod properties;

@@ -8,7 +8,6 @@ use rustix::process::{Resource, getrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde::Serialize;
 
-use super::Options;
 use super::measure::Lab;
 use super::network::Place;
 
@@ -63,6 +62,16 @@ pub(crate) fn cores() -> Result<Cores> {
     Ok(Cores { relay, others: all })
 }
 
+impl Cores {
+    /// The core of the relay number `index` of several.
+    pub(crate) fn turn(&self, index: usize) -> usize {
+        match index % (self.others.len() + 1) {
+            0 => self.relay,
+            turn => self.others[turn - 1],
+        }
+    }
+}
+
 /// Keeps this thread, and what it starts, off the relay's core.
 pub(crate) fn pin_others(cores: &Cores) -> Result<()> {
     pin(&cores.others)
@@ -88,7 +97,7 @@ pub(crate) fn touch_memory(bytes: u64) -> Result<()> {
 }
 
 impl Environment {
-    pub(crate) fn read(lab: &Lab, options: &Options) -> Result<Self> {
+    pub(crate) fn read(lab: &Lab, runs: usize) -> Result<Self> {
         // Sysctls of the network are a namespace's own.
         let sysctls =
             lab.network.run(Place::Relay, || Ok(SYSCTLS.map(|name| (name.to_owned(), sysctl(name))).into()))?;
@@ -100,7 +109,7 @@ impl Environment {
             relay_core: lab.cores.relay,
             network: lab.network.describe(),
             gib: lab.stream.gib(),
-            runs: options.runs,
+            runs,
             memlock_bytes: getrlimit(Resource::Memlock).current,
             load: read("/proc/loadavg").split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(0.0),
             sysctls,

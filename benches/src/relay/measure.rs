@@ -1,7 +1,7 @@
 //! One run of one row, and the size of a fragment on this network.
 
 use std::io::Read;
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,10 +12,11 @@ use faasnet_ring::{Outcome, Pipe, socket};
 use super::environment::{self, Cores};
 use super::gate::{Gate, PATIENCE};
 use super::knobs::Knobs;
+use super::memory::Peak;
 use super::network::{Network, Place};
 use super::nginx::Nginx;
 use super::origin::{Origin, Protocol};
-use super::process::{CHILD_NODES, Job, Ledger, RelayProcess};
+use super::process::{CHILD_NODES, Job, Ledger, ORIGIN_NODE, RELAY_NODE, RelayProcess};
 use super::rows::{Engine, Mode};
 use super::sink::{Character, Sink};
 use super::stream::{FRAME_BYTES, Stream};
@@ -35,6 +36,8 @@ pub(crate) struct Sample {
     pub(crate) gib_per_s: f64,
     pub(crate) cpu_s_per_gib: f64,
     pub(crate) copies_per_byte: Option<f64>,
+    /// Without file cache; `None`: not one process.
+    pub(crate) peak_anonymous_bytes: Option<u64>,
     /// From the start until the first child had everything.
     pub(crate) first_child_s: f64,
 }
@@ -70,16 +73,19 @@ pub(crate) fn with_children(lab: &Lab, engine: Engine, mode: Mode, children: &[C
         .iter()
         .map(|child| {
             let (stream, gate) = (lab.stream.clone(), Arc::clone(&gate));
-            Ok((child, Sink::start(&lab.network, *child, protocol, relay.port(), stream, gate)?))
+            let address = SocketAddr::new(lab.network.address(Place::Relay, child.place), relay.port());
+            Ok((child, Sink::start(&lab.network, *child, protocol, address, stream, gate)?))
         })
         .collect::<Result<_>>()?;
     gate.wait_ready(children.len() + usize::from(protocol != Protocol::Http))?;
     let cpu_before = relay.cpu_seconds()?;
+    let memory = relay.pid().map(Peak::of);
     let start = gate.open();
     let (waited, left): (Vec<_>, Vec<_>) = sinks.into_iter().partition(|(child, _)| child.bytes_per_second.is_none());
     let ends: Vec<Instant> = waited.into_iter().map(|(_, sink)| sink.join()).collect::<Result<_>>()?;
     let (cpu_after, ledger) = relay.finish()?;
     let took = start.elapsed().as_secs_f64();
+    let peak_anonymous_bytes = memory.and_then(Peak::bytes);
     // Children that are not waited for lose their connection with the relay.
     drop(relay);
     // Ignored: that is what they complain about.
@@ -90,6 +96,7 @@ pub(crate) fn with_children(lab: &Lab, engine: Engine, mode: Mode, children: &[C
         gib_per_s: lab.stream.gib() / took,
         cpu_s_per_gib: (cpu_after - cpu_before) / lab.stream.gib(),
         copies_per_byte: ledger.map(|ledger| ledger.copied_bytes as f64 / ledger.upstream_bytes.max(1) as f64),
+        peak_anonymous_bytes,
         first_child_s: first,
     })
 }
@@ -105,17 +112,26 @@ impl Relay {
             core: lab.cores.relay,
             gib: lab.stream.gib(),
             origin: origin.address,
-            children: children.len(),
+            node: RELAY_NODE,
+            upstream: ORIGIN_NODE,
+            children: children.iter().map(|child| child.node).collect(),
             folder: lab.folder.clone(),
             knobs: lab.knobs.clone(),
         };
-        Ok(Self::Process(RelayProcess::start(&lab.network, &job)?))
+        Ok(Self::Process(RelayProcess::start(&lab.network, Place::Relay, &job)?))
     }
 
     fn port(&self) -> u16 {
         match self {
             Self::Process(process) => process.port(),
             Self::Nginx(nginx) => nginx.port(),
+        }
+    }
+
+    fn pid(&self) -> Option<u32> {
+        match self {
+            Self::Process(process) => Some(process.pid()),
+            Self::Nginx(_) => None,
         }
     }
 

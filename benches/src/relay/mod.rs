@@ -4,9 +4,11 @@
 //! Knows what to run and in which order; what a relay is lies in `process` and below.
 
 pub mod environment;
+pub mod depth;
 mod gate;
 pub mod knobs;
 mod measure;
+mod memory;
 mod network;
 mod nginx;
 mod origin;
@@ -82,7 +84,7 @@ pub fn run(options: &Options, mut progress: impl FnMut(&str)) -> Result<Report> 
         .tempdir_in(&files)
         .with_context(|| format!("cannot make a folder in {}", files.display()))?;
     let mut setups = set_up(options, files.path(), combinations.len(), &mut notes)?;
-    let environment = Environment::read(&setups[0].lab, options)?;
+    let environment = Environment::read(&setups[0].lab, options.runs)?;
     for run in 0..options.runs {
         for index in 0..setups.len() {
             // Every run begins with another setting and another row, so that none always follows the same neighbour.
@@ -116,7 +118,7 @@ fn set_up(options: &Options, folder: &Path, combinations: usize, notes: &mut Vec
                 notes.push(note);
             }
         }
-        let network = Network::up(&knobs, notes)?;
+        let network = Network::star(&knobs, notes)?;
         let stream = Stream::new(options.gib, knobs.block_bytes)?;
         let lab = Lab { network, cores: cores.clone(), folder: folder.to_owned(), stream, knobs };
         let fragment_bytes = measure::fragment_bytes(&lab)?;

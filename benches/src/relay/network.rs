@@ -1,4 +1,4 @@
-//! Where origin, relay and children are: four hosts joined by links of their own when we are root, else loopback.
+//! Where origin, relays and children are: hosts joined by links of their own when we are root, else loopback.
 //!
 //! Without a bridge and without shaping, unlike a lab: what is measured is the relay, not the wire. The lab's library makes them, so that
 //! `faasnet lab down` finds what a crash left. Owned by the bench; dropping it removes everything.
@@ -18,31 +18,46 @@ pub(crate) struct Network {
     /// `None`: loopback.
     links: Option<Links>,
     knobs: Knobs,
+    joints: Vec<Joint>,
 }
+
+/// Two places with a link between them, the one nearer to the middle, or to the origin of a row, first.
+type Joint = (Place, Place);
 
 /// Who is somewhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place {
     Origin,
     Relay,
+    /// Below the first relay, counted from 0.
+    Further(u8),
     Left,
     Right,
 }
 
-const PLACES: [Place; 4] = [Place::Origin, Place::Relay, Place::Left, Place::Right];
-const OTHERS: [Place; 3] = [Place::Origin, Place::Left, Place::Right];
+const STAR: [Joint; 3] = [(Place::Relay, Place::Origin), (Place::Relay, Place::Left), (Place::Relay, Place::Right)];
+const FURTHER: [&str; 7] = ["relay2", "relay3", "relay4", "relay5", "relay6", "relay7", "relay8"];
+/// The most relays in a row.
+pub(crate) const MOST_RELAYS: usize = 1 + FURTHER.len();
 const ETHERNET_MTU: u32 = 1500;
-/// The interface towards the relay; the relay's are called after their other end.
-const UPLINK: &str = "relay";
 /// Congestion controls that need no pacing qdisc; a namespace may only choose what the host allows.
 const CONGESTION: [&str; 2] = ["cubic", "reno"];
 const CONGESTION_KEY: &str = "net/ipv4/tcp_congestion_control";
 
 impl Place {
+    /// The relay number `index` of a row, from 0.
+    pub(crate) fn relay(index: usize) -> Self {
+        match index {
+            0 => Self::Relay,
+            index => Self::Further(index as u8 - 1),
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::Origin => "origin",
             Self::Relay => "relay",
+            Self::Further(index) => FURTHER[usize::from(index)],
             Self::Left => "left",
             Self::Right => "right",
         }
@@ -50,7 +65,19 @@ impl Place {
 }
 
 impl Network {
-    pub(crate) fn up(knobs: &Knobs, notes: &mut Vec<String>) -> Result<Self> {
+    /// A relay between its origin and two children.
+    pub(crate) fn star(knobs: &Knobs, notes: &mut Vec<String>) -> Result<Self> {
+        Self::up(STAR.to_vec(), knobs, notes)
+    }
+
+    /// The origin, `relays` relays one below the other, and a child.
+    pub(crate) fn row(relays: usize, knobs: &Knobs, notes: &mut Vec<String>) -> Result<Self> {
+        let places: Vec<Place> =
+            [Place::Origin].into_iter().chain((0..relays).map(Place::relay)).chain([Place::Left]).collect();
+        Self::up(places.windows(2).map(|pair| (pair[0], pair[1])).collect(), knobs, notes)
+    }
+
+    fn up(joints: Vec<Joint>, knobs: &Knobs, notes: &mut Vec<String>) -> Result<Self> {
         if !rustix::process::geteuid().is_root() {
             ensure!(
                 !knobs.need_namespaces(),
@@ -60,11 +87,14 @@ impl Network {
             if !notes.iter().any(|other| other == note) {
                 notes.push(note.into());
             }
-            return Ok(Self { links: None, knobs: knobs.clone() });
+            return Ok(Self { links: None, knobs: knobs.clone(), joints });
         }
-        let links = Links::up(&PLACES.map(Place::name)).context("cannot make the bench's namespaces")?;
-        let network = Self { links: Some(links), knobs: knobs.clone() };
-        network.make().context("cannot set up the bench's namespaces")?;
+        let mut hosts: Vec<_> = joints.iter().flat_map(|(near, far)| [near.name(), far.name()]).collect();
+        hosts.sort_unstable();
+        hosts.dedup();
+        let links = Links::up(&hosts).context("cannot make the bench's namespaces")?;
+        let network = Self { links: Some(links), knobs: knobs.clone(), joints };
+        network.make(&hosts).context("cannot set up the bench's namespaces")?;
         Ok(network)
     }
 
@@ -88,12 +118,14 @@ impl Network {
         self.links.is_none()
     }
 
-    /// The address of `place`; `seen_by` is at the other end of one of the relay's links when `place` is the relay.
+    /// The address of `place` on its link with `seen_by`.
     pub(crate) fn address(&self, place: Place, seen_by: Place) -> IpAddr {
         if self.links.is_none() {
             return Ipv4Addr::LOCALHOST.into();
         }
-        let (link, host) = if place == Place::Relay { (seen_by, 1) } else { (place, 2) };
+        let link = self.joints.iter().position(|joint| *joint == (place, seen_by) || *joint == (seen_by, place));
+        let Some(link) = link else { unreachable!("{place:?} and {seen_by:?} are not joined") };
+        let host = if self.joints[link].0 == place { 1 } else { 2 };
         Ipv4Addr::new(10, 214, link as u8, host).into()
     }
 
@@ -122,25 +154,37 @@ impl Network {
     /// Lets the origin send at `bits_per_second` only, or freely again.
     pub(crate) fn shape(&self, bits_per_second: Option<u64>) -> Result<()> {
         let Some(links) = &self.links else { bail!("loopback cannot be shaped; run as root") };
-        Ok(links.shape(Place::Origin.name(), UPLINK, bits_per_second)?)
+        Ok(links.shape(Place::Origin.name(), Place::Relay.name(), bits_per_second)?)
     }
 
-    fn make(&self) -> Result<()> {
+    /// Lets nobody in a row send faster than this to the next.
+    pub(crate) fn shape_row(&self, bits_per_second: u64) -> Result<()> {
         let Some(links) = &self.links else { return Ok(()) };
-        for host in PLACES.map(Place::name) {
+        self.joints
+            .iter()
+            .try_for_each(|(above, below)| Ok(links.shape(above.name(), below.name(), Some(bits_per_second))?))
+    }
+
+    fn make(&self, hosts: &[&str]) -> Result<()> {
+        let Some(links) = &self.links else { return Ok(()) };
+        for host in hosts {
             self.set_up(links, host)?;
         }
         let options = LinkOptions { mtu: self.knobs.mtu.unwrap_or(ETHERNET_MTU), gso_bytes: self.knobs.gso_bytes };
-        for other in OTHERS {
-            let (here, there) = (self.address(Place::Relay, other), self.address(other, Place::Relay));
+        for (near, far) in &self.joints {
+            let (here, there) = (self.address(*near, *far), self.address(*far, *near));
             let (IpAddr::V4(here), IpAddr::V4(there)) = (here, there) else { bail!("links have IPv4 addresses") };
-            let near = End { host: Place::Relay.name(), interface: other.name(), address: here };
-            let far = End { host: other.name(), interface: UPLINK, address: there };
+            let (near, far) = (near.name(), far.name());
+            let [near, far] = [(near, far, here), (far, near, there)].map(|(host, interface, address)| End {
+                host,
+                interface,
+                address,
+            });
             links.join(near, far, options)?;
         }
         // Only towards the relay: what matters is that it receives single packets.
         if self.knobs.single_packets {
-            links.send_single_packets(Place::Origin.name(), UPLINK)?;
+            links.send_single_packets(Place::Origin.name(), Place::Relay.name())?;
         }
         Ok(())
     }

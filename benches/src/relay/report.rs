@@ -7,6 +7,9 @@ use super::rows::Combination;
 use super::targets::Target;
 use super::{Engine, Environment, Mode, Setting};
 
+/// Bytes of a MiB.
+const MIB: f64 = (1u64 << 20) as f64;
+
 /// Everything that was measured.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
@@ -49,6 +52,8 @@ pub struct Row {
     pub cpu_s_per_gib_max: f64,
     /// Between kernel and user memory and into the page cache; `None`: the relay does not tell.
     pub copies_per_byte: Option<f64>,
+    /// The most memory of the relay's process in any run, without file cache; `None`: it is not one process.
+    pub peak_anonymous_bytes: Option<u64>,
     /// How many runs.
     pub runs: usize,
     /// Against `copy-256k` in the same mode, run by run (median): throughput.
@@ -102,6 +107,7 @@ impl Row {
             cpu_s_per_gib_min: least(&costs),
             cpu_s_per_gib_max: most(&costs),
             copies_per_byte: copies.map(|copies| median(&copies)),
+            peak_anonymous_bytes: samples.iter().filter_map(|sample| sample.peak_anonymous_bytes).max(),
             runs: samples.len(),
             speed_against_copy: None,
             cpu_against_copy: None,
@@ -143,7 +149,8 @@ pub(crate) fn median(values: &[f64]) -> f64 {
 impl Report {
     /// The headings of [`Report::cells`]; those of numbers begin with `>`. A sweep's key comes first.
     pub fn columns(&self) -> Vec<&str> {
-        let columns = ["mode", "engine", ">GiB/s (min-max)", ">CPU s/GiB (min-max)", ">copies", ">speed", ">CPU"];
+        let columns =
+            ["mode", "engine", ">GiB/s (min-max)", ">CPU s/GiB (min-max)", ">copies", ">MiB", ">speed", ">CPU"];
         let key = self.rows.first().and_then(|row| row.sweep.as_ref()).map(|sweep| sweep.key.as_str());
         key.into_iter().chain(columns).collect()
     }
@@ -158,6 +165,7 @@ impl Report {
                 format!("{:.2} ({:.2}-{:.2})", row.gib_per_s, row.gib_per_s_min, row.gib_per_s_max),
                 format!("{:.3} ({:.3}-{:.3})", row.cpu_s_per_gib, row.cpu_s_per_gib_min, row.cpu_s_per_gib_max),
                 row.copies_per_byte.map_or_else(|| "-".into(), |copies| format!("{copies:.2}")),
+                row.peak_anonymous_bytes.map_or_else(|| "-".into(), |bytes| format!("{:.0}", bytes as f64 / MIB)),
                 ratio(row.speed_against_copy),
                 ratio(row.cpu_against_copy),
             ];
@@ -196,6 +204,7 @@ mod tests {
             gib_per_s: *speed,
             cpu_s_per_gib: 1.0 / speed,
             copies_per_byte: Some(1.0),
+            peak_anonymous_bytes: None,
             first_child_s: 1.0,
         };
         Row::new(Combination { engine, mode }, None, 4096, speeds.iter().map(sample).collect())

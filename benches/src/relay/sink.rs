@@ -32,16 +32,15 @@ pub(crate) struct Character {
 }
 
 impl Sink {
-    /// Connects to the relay's `port` and takes the stream when the gate opens.
+    /// Connects to the relay at `address` and takes the stream when the gate opens.
     pub(crate) fn start(
         network: &Network,
         character: Character,
         protocol: Protocol,
-        port: u16,
+        address: SocketAddr,
         stream: Stream,
         gate: Arc<Gate>,
     ) -> Result<Self> {
-        let address = SocketAddr::new(network.address(Place::Relay, character.place), port);
         let thread = network.spawn(character.place, move || take(address, character, protocol, &stream, &gate))?;
         Ok(Self { thread })
     }

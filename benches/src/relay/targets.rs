@@ -111,7 +111,8 @@ mod tests {
     use super::*;
 
     fn row(engine: Engine, mode: Mode, gib_per_s: f64, cpu_s_per_gib: f64) -> Row {
-        let sample = Sample { gib_per_s, cpu_s_per_gib, copies_per_byte: None, first_child_s: 1.0 };
+        let sample =
+            Sample { gib_per_s, cpu_s_per_gib, copies_per_byte: None, peak_anonymous_bytes: None, first_child_s: 1.0 };
         Row::new(Combination { engine, mode }, None, 4096, vec![sample])
     }
 

@@ -3,14 +3,18 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
+use faasnet_benches::relay::depth::DepthOptions;
 use faasnet_benches::relay::targets::Target;
 use faasnet_benches::relay::{self, Engine, Knobs, Mode, Options, Report, Sweep};
+use faasnet_lab::Rate;
 
 use crate::cli::Global;
 use crate::daemon::shutdown;
+use crate::idle;
 use crate::output;
 
 /// `faasnet bench …`
@@ -29,6 +33,17 @@ Examples:
   faasnet bench relay --slow-child --json
   faasnet bench relay --engine splice,copy-256k --mode keep --sweep mtu=1500,4000,9000 --svg mtu.svg")]
     Relay(RelayArgs),
+    /// What relays in a row add to the last byte, over links of one rate (as root; else loopback without a rate)
+    #[command(after_help = "\
+Example:
+  faasnet bench depth --relays 6 --rate 1gbit --pairs 9 --json")]
+    Depth(DepthArgs),
+    /// What an agent costs while nothing is to be done: memory of its own, wake-ups
+    Idle {
+        /// For how long to watch it
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=600))]
+        seconds: u64,
+    },
     /// The relay's process; started by `bench relay`
     #[command(hide = true)]
     RelayProcess {
@@ -67,6 +82,26 @@ pub struct RelayArgs {
     /// Draw the table into this file
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
+}
+
+/// `faasnet bench depth`
+#[derive(Debug, Args)]
+pub struct DepthArgs {
+    /// How many relays, 1 to 8
+    #[arg(long, value_name = "N", default_value_t = 6)]
+    pub relays: usize,
+    /// How they move bytes: auto, splice, registered, copy, tokio-uring
+    #[arg(long, default_value = "auto")]
+    pub engine: Engine,
+    /// What they do with what passes
+    #[arg(long, default_value = "keep+blake3")]
+    pub mode: Mode,
+    /// How fast every link is
+    #[arg(long, default_value = "1gbit")]
+    pub rate: Rate,
+    /// How often; each pair is one run without relays and one with all of them
+    #[arg(long, value_name = "N", default_value_t = 9)]
+    pub pairs: usize,
 }
 
 /// The knobs: their names without dashes are the keys of `--sweep`.
@@ -139,6 +174,8 @@ impl KnobArgs {
 pub async fn run(global: &Global, command: BenchCommand) -> Result<()> {
     let args = match command {
         BenchCommand::Relay(args) => args,
+        BenchCommand::Depth(args) => return depth(global, args).await,
+        BenchCommand::Idle { seconds } => return idle(global, seconds).await,
         BenchCommand::RelayProcess { job } => {
             return tokio::task::spawn_blocking(move || relay::process::main(&job))
                 .await
@@ -154,15 +191,8 @@ pub async fn run(global: &Global, command: BenchCommand) -> Result<()> {
         slow_child: args.slow_child,
         runs: args.runs,
         folder: args.dir,
-        stop: Arc::new(AtomicBool::new(false)),
+        stop: stop_on_signal()?,
     };
-    // Without a listener the signal would end this process before it has removed its namespaces.
-    let stop = Arc::clone(&options.stop);
-    let interrupted = shutdown(false)?;
-    tokio::spawn(async move {
-        interrupted.await;
-        stop.store(true, Ordering::Relaxed);
-    });
     let bench = tokio::task::spawn_blocking(move || relay::run(&options, |line| eprintln!("{line}")));
     let report = bench.await.context("the bench panicked; its message is above")??;
     if let Some(file) = &args.svg {
@@ -171,6 +201,41 @@ pub async fn run(global: &Global, command: BenchCommand) -> Result<()> {
     match global.json {
         true => output::json(&report),
         false => print(&report),
+    }
+}
+
+/// Set when the user wants it to end: without a listener the signal would end this process before it has removed its namespaces.
+fn stop_on_signal() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let (interrupted, theirs) = (shutdown(false)?, Arc::clone(&stop));
+    tokio::spawn(async move {
+        interrupted.await;
+        theirs.store(true, Ordering::Relaxed);
+    });
+    Ok(stop)
+}
+
+async fn depth(global: &Global, args: DepthArgs) -> Result<()> {
+    let DepthArgs { relays, engine, mode, rate, pairs } = args;
+    let options = DepthOptions { relays, engine, mode, pairs, link_bits_per_s: rate.bits(), stop: stop_on_signal()? };
+    let bench = tokio::task::spawn_blocking(move || relay::depth::run(&options, |line| eprintln!("{line}")));
+    let report = bench.await.context("the bench panicked; its message is above")??;
+    match global.json {
+        true => output::json(&report),
+        false => report.lines().iter().try_for_each(output::line),
+    }
+}
+
+async fn idle(global: &Global, seconds: u64) -> Result<()> {
+    let idle = idle::of_a_fresh_agent(Duration::from_secs(seconds)).await?;
+    match global.json {
+        true => output::json(&idle),
+        false => output::line(format!(
+            "{:.1} MiB without file cache, {:.2} voluntary context switches a second over {:.0} s",
+            idle.anonymous_bytes as f64 / f64::from(1u32 << 20),
+            idle.voluntary_switches_per_s,
+            idle.seconds
+        )),
     }
 }
 

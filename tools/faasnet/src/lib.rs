@@ -17,6 +17,7 @@ pub mod daemon_args;
 pub mod demo;
 pub mod drain;
 pub mod functions;
+pub mod idle;
 pub mod image_commands;
 pub mod keys;
 pub mod lab_commands;

@@ -56,7 +56,7 @@ impl Relay for CopyRelay {
 
 /// Waits for the children, then connects to the origin.
 pub(super) fn meet(job: &Job, listener: &TcpListener) -> Result<(TcpStream, Vec<TcpStream>)> {
-    let children = (0..job.children).map(|_| {
+    let children = (0..job.children.len()).map(|_| {
         let (child, _) = listener.accept()?;
         child.set_nodelay(true)?;
         Ok(child)

@@ -31,6 +31,8 @@ pub(crate) static FUNCTION: LazyLock<FunctionId> = LazyLock::new(|| FunctionId::
 pub(crate) static KEY: LazyLock<Arc<SigningKey>> = LazyLock::new(|| Arc::new(SigningKey::from_seed([1; 32])));
 /// The origin as a parent.
 pub(crate) const ORIGIN_NODE: NodeId = NodeId([1; 16]);
+/// The relay.
+pub(crate) const RELAY_NODE: NodeId = NodeId([4; 16]);
 /// The children.
 pub(crate) const CHILD_NODES: [NodeId; 2] = [NodeId([2; 16]), NodeId([3; 16])];
 
@@ -56,7 +58,10 @@ pub(crate) struct Job {
     pub(crate) core: usize,
     pub(crate) gib: f64,
     pub(crate) origin: SocketAddr,
-    pub(crate) children: usize,
+    /// Who this relay is, and who is around it.
+    pub(crate) node: NodeId,
+    pub(crate) upstream: NodeId,
+    pub(crate) children: Vec<NodeId>,
     pub(crate) folder: PathBuf,
     pub(crate) knobs: Knobs,
 }
@@ -156,10 +161,10 @@ pub(crate) struct RelayProcess {
 const DEADLINE: Duration = Duration::from_secs(300);
 
 impl RelayProcess {
-    pub(crate) fn start(network: &Network, job: &Job) -> Result<Self> {
+    pub(crate) fn start(network: &Network, place: Place, job: &Job) -> Result<Self> {
         let job = serde_json::to_string(job)?;
         // The process inherits the namespace of the thread that starts it.
-        let mut child = network.run(Place::Relay, move || {
+        let mut child = network.run(place, move || {
             let program = std::env::current_exe().context("cannot find this program's file")?;
             let mut command = Command::new(program);
             command.args(["bench", "relay-process", &job]).stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -181,6 +186,11 @@ impl RelayProcess {
 
     pub(crate) fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     pub(crate) fn cpu_seconds(&mut self) -> Result<f64> {

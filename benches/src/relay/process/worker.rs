@@ -17,7 +17,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
 use super::super::{Engine, Knobs, Mode};
-use super::{CHILD_NODES, FUNCTION, Job, KEY, Ledger, ORIGIN_NODE, Relay, ticket};
+use super::{FUNCTION, Job, KEY, Ledger, Relay, ticket};
 
 pub(super) struct WorkerRelay {
     worker: WorkerHandle,
@@ -46,7 +46,7 @@ impl WorkerRelay {
         let config = WorkerConfig {
             listen: ([0, 0, 0, 0], 0).into(),
             advertise: None,
-            node: store.node_id(),
+            node: job.node,
             trust: Trust::new(KEY.clone(), watch::channel(keys).1),
             feed: ([127, 0, 0, 1], 1).into(),
             engine: match job.engine {
@@ -72,16 +72,16 @@ impl WorkerRelay {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let worker = runtime.block_on(worker::start(config))?;
         let plan = StripePlan {
-            upstream: Target::Node(ORIGIN_NODE, job.origin),
+            upstream: Target::Node(job.upstream, job.origin),
             fallbacks: Vec::new(),
-            children: CHILD_NODES[..job.children].to_vec(),
+            children: job.children.clone(),
         };
         let assignment = Assignment {
             function: *FUNCTION,
             image: image.descriptor().id(),
             term: 1,
             epoch: 1,
-            ticket: ticket(store.node_id(), image.descriptor().id()),
+            ticket: ticket(job.node, image.descriptor().id()),
             stripes: vec![plan],
             stored: Some(image),
         };

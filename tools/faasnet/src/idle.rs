@@ -1,0 +1,56 @@
+//! What an agent costs its host while nothing is to be done: memory of its own, and how often its threads wake up.
+//!
+//! Reads `/proc`; asks the agent nothing, since that would wake it.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use faasnet_lab::process;
+use serde::Serialize;
+
+use crate::cluster::{Cluster, ClusterOptions};
+
+/// See the module's documentation.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Idle {
+    /// For how long it was watched.
+    pub seconds: f64,
+    /// Memory without file cache (RssAnon and RssShmem), at the end.
+    pub anonymous_bytes: u64,
+    /// Voluntary context switches of all threads.
+    pub voluntary_switches_per_s: f64,
+}
+
+/// Watches the process `pid` for `period`.
+pub async fn watch(pid: u32, period: Duration) -> Result<Idle> {
+    let gone = || format!("the process {pid} has ended");
+    let before = process::voluntary_switches(pid).with_context(gone)?;
+    let begin = Instant::now();
+    tokio::time::sleep(period).await;
+    let after = process::voluntary_switches(pid).with_context(gone)?;
+    let seconds = begin.elapsed().as_secs_f64();
+    let anonymous_bytes = process::usage(pid).with_context(gone)?.anonymous_bytes;
+    // A thread that ended meanwhile takes its last switches along; one that is new began with none.
+    let switches: u64 = after.iter().map(|(thread, count)| count - before.get(thread).copied().unwrap_or(0)).sum();
+    Ok(Idle { seconds, anonymous_bytes, voluntary_switches_per_s: switches as f64 / seconds })
+}
+
+/// The same for an agent that is started for this, beside a controller, with the settings that both have by default.
+pub async fn of_a_fresh_agent(period: Duration) -> Result<Idle> {
+    let dir = tempfile::tempdir().context("cannot make a folder for an idle agent")?;
+    let options = ClusterOptions {
+        exe: std::env::current_exe().context("cannot find this program's own file")?,
+        dir: dir.path().to_owned(),
+        agents: 1,
+        first_address: [127, 78, 0, 1].into(),
+        agent_args: Vec::new(),
+        controller_args: Vec::new(),
+    };
+    let mut cluster = Cluster::start(options).await?;
+    let watched = match cluster.agents[0].pid() {
+        Some(pid) => watch(pid, period).await,
+        None => Err(anyhow::anyhow!("the idle agent has ended")),
+    };
+    cluster.stop().await?;
+    watched
+}

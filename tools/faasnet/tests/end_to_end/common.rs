@@ -97,7 +97,8 @@ pub(crate) struct Lab {
     pub(crate) registry: RegistryServer,
     /// Everything on disk; dropped after the processes.
     pub(crate) dir: TempDir,
-    _machine: RwLockReadGuard<'static, ()>,
+    /// Always there, but for a moment.
+    machine: Option<RwLockReadGuard<'static, ()>>,
 }
 
 impl Lab {
@@ -134,7 +135,13 @@ impl Lab {
             // A node must not count as dead because a busy machine lets a short heartbeat wait.
             controller_args: [&often[..], &["--suspect-after-missed".into(), "40".into()]].concat(),
         });
-        Self { cluster: cluster.await.unwrap(), registry, dir, _machine: machine }
+        Self { cluster: cluster.await.unwrap(), registry, dir, machine: Some(machine) }
+    }
+
+    /// Tests that want the machine alone may have it now; for tests that take long. Nothing may be moving in this cluster.
+    pub(crate) fn let_others_measure(&mut self) {
+        drop(self.machine.take());
+        self.machine = Some(shared());
     }
 
     /// A reference to one of the images.
@@ -185,6 +192,14 @@ impl Lab {
     pub(crate) async fn held(&self, index: usize, function: &str) -> Option<Held> {
         let admin = Admin::new(&format!("http://{}", self.cluster.agents[index].address("admin"))).unwrap();
         admin.held(TENANT, function).await.ok().flatten()
+    }
+
+    /// Buffers that the workers of agent `index` have on lease.
+    pub(crate) async fn leased_buffers(&self, index: usize) -> u64 {
+        let url = format!("http://{}/v1/state", self.cluster.agents[index].address("admin"));
+        let http = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().unwrap();
+        let state: serde_json::Value = http.get(url).send().await.unwrap().json().await.unwrap();
+        state["leased_buffers"].as_u64().unwrap()
     }
 
     /// Waits until agent `index` satisfies `wanted`.

@@ -11,7 +11,7 @@ use crate::failures::{AGENTS, again, bytes_flow, check_refetched, in_the_middle}
 /// Longer than a child's patience, shorter than the controller's.
 const PAUSE: Duration = Duration::from_millis(700);
 
-fn signal(lab: &Lab, agent: usize, signal: &str) {
+pub(crate) fn signal(lab: &Lab, agent: usize, signal: &str) {
     let pid = lab.cluster.agents[agent].pid().unwrap().to_string();
     let sent = Command::new("sh").args(["-c", &format!("kill -{signal} {pid}")]).status().unwrap();
     assert!(sent.success());

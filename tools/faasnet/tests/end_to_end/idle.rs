@@ -1,0 +1,37 @@
+//! What an agent costs while nothing is to be done.
+
+use std::time::Duration;
+
+use faasnet::cluster::{Cluster, ClusterOptions};
+use faasnet::idle::{self, Idle};
+
+use crate::common::{MIB, exe, shared};
+
+/// Of its own; what a small host can spare.
+const MOST_BYTES: u64 = 32 * MIB;
+const MOST_SWITCHES_PER_S: f64 = 4.0;
+/// Several heartbeats and several of a worker's longest waits.
+const PERIOD: Duration = Duration::from_secs(12);
+
+/// Catches timers that run though nothing is to be done, and buffers beyond those of the start-up budget. Heartbeats are those of the
+/// defaults: other tests have faster ones.
+#[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::await_holding_lock, reason = "the test has a runtime of its own; the machine is held until it ends")]
+async fn an_idle_agent_sleeps() {
+    let _machine = shared();
+    let dir = tempfile::tempdir().unwrap();
+    let options = ClusterOptions {
+        exe: exe(),
+        dir: dir.path().to_owned(),
+        agents: 1,
+        first_address: "127.77.0.1".parse().unwrap(),
+        agent_args: Vec::new(),
+        controller_args: Vec::new(),
+    };
+    let cluster = Cluster::start(options).await.unwrap();
+    let pid = cluster.agents[0].pid().unwrap();
+    let Idle { anonymous_bytes, voluntary_switches_per_s, .. } = idle::watch(pid, PERIOD).await.unwrap();
+    println!("idle: {} KiB anonymous, {voluntary_switches_per_s:.2} switches/s", anonymous_bytes / 1024);
+    assert!(anonymous_bytes < MOST_BYTES, "an idle agent has {anonymous_bytes} bytes");
+    assert!(voluntary_switches_per_s <= MOST_SWITCHES_PER_S, "{voluntary_switches_per_s} voluntary switches a second");
+}

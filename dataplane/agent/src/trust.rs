@@ -40,7 +40,7 @@ impl Trust {
         hello.ticket.permits(hello.node, hello.function, hello.image, unix_seconds())
     }
 
-    /// Whether the controller signed the ticket, and its bearer is the one that it was issued to, here and now. Two signatures: about
+    /// Whether the controller signed the ticket, and its bearer is the one that it was issued to, here and now. Two signatures: less than
     /// a tenth of a millisecond.
     pub(crate) fn check_signatures(&self, hello: &Hello, challenge: &Challenge) -> Result<(), TicketError> {
         self.controllers.borrow().check(&hello.ticket, unix_seconds())?;

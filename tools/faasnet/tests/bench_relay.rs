@@ -99,3 +99,15 @@ fn a_wrong_knob_names_the_right_ones() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && (said.contains("there are reno") || said.contains("need root")), "{said}");
 }
+
+/// Catches relays that do not stand below one another, and a child that is served by the wrong one. Times are not judged.
+#[test]
+fn relays_stand_in_a_row() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_faasnet"));
+    let output = command.args(["bench", "depth", "--relays", "2", "--pairs", "1", "--json"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let seconds = ["direct_s", "relayed_s"].map(|field| report[field].as_f64().unwrap());
+    assert!(seconds.iter().all(|seconds| *seconds > 0.0) && report["relays"] == 2, "{report}");
+    assert!((report["added_ms"].as_f64().unwrap() - (seconds[1] - seconds[0]) * 1e3).abs() < 1e-6, "{report}");
+}

@@ -3,8 +3,8 @@
 //! The relay is a process of its own, pinned to a core of its own; origin and children are threads of this process on the other cores.
 //! Knows what to run and in which order; what a relay is lies in `process` and below.
 
-pub mod environment;
 pub mod depth;
+pub mod environment;
 mod gate;
 pub mod knobs;
 mod measure;

@@ -191,7 +191,7 @@ impl<W: WorkerLink> Control<W> {
         match order {
             Order::Accepted(accepted) => self.accepted(accepted),
             Order::TicketKeys(keys) => self.take_keys(keys),
-            Order::Assign(order) => self.assign(order)?,
+            Order::Assign(order) => self.assign(*order)?,
             Order::Reread { function, image, request, blocks } => self.reread(function, image, request, blocks),
             Order::Drop { function, version, discard } => {
                 let dropped = self.table.drop_function(function, version);

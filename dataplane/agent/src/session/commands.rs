@@ -20,7 +20,7 @@ pub(crate) enum Order {
     /// The session is accepted.
     Accepted(v1::Accepted),
     /// Hold a function.
-    Assign(AssignOrder),
+    Assign(Box<AssignOrder>),
     /// Let a function go.
     Drop {
         /// Which.
@@ -78,7 +78,7 @@ impl Order {
         use v1::command::Command;
         Ok(match command.command.ok_or(OrderError::Unknown)? {
             Command::Accepted(accepted) => Self::Accepted(accepted),
-            Command::Assign(assign) => Self::Assign(AssignOrder::parse(assign)?),
+            Command::Assign(assign) => Self::Assign(Box::new(AssignOrder::parse(assign)?)),
             Command::Drop(drop) => Self::Drop {
                 function: FunctionId::try_from(&drop.function_id[..])?,
                 version: Version { term: drop.term, epoch: drop.epoch },

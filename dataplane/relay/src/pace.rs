@@ -17,6 +17,8 @@ pub struct Pace {
     best_received: u64,
     /// What the fastest child took in the last whole window; unknown before there was one.
     fastest_sent: Option<u64>,
+    /// Since when nothing is received for the children's sake.
+    waiting: Option<Now>,
 }
 
 /// How long speeds are averaged.
@@ -25,6 +27,10 @@ pub const WINDOW: Duration = Duration::from_millis(250);
 pub const AHEAD_BYTES: u64 = 2 << 20;
 /// Children which take less than this part of what the link can bring are slow; an uplink is shared by two, and at times by a guest.
 const SLOW_DIVISOR: u64 = 4;
+/// A child that lacks more than this has joined late or was away; it catches up from the store while the stream goes on.
+const FAR_BYTES: u64 = 16 << 20;
+/// The longest wait in one go: a receive window that stays shut for longer looks like a dead node to the parent.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 impl Pace {
     /// A block of `bytes` arrived.
@@ -47,9 +53,14 @@ impl Pace {
     }
 
     /// Whether to receive nothing for now: the child that is best served lacks `behind_bytes` of what is here.
-    pub fn should_wait(&self, behind_bytes: u64) -> bool {
-        let keeps_up = self.fastest_sent.is_none_or(|sent| sent >= self.best_received / SLOW_DIVISOR);
-        behind_bytes > AHEAD_BYTES && keeps_up
+    pub fn should_wait(&mut self, now: Now, behind_bytes: u64) -> bool {
+        let keeps_up = self.best_received > 0
+            && self.fastest_sent.is_some_and(|sent| sent > 0 && sent >= self.best_received / SLOW_DIVISOR);
+        if !keeps_up || !(AHEAD_BYTES + 1..=FAR_BYTES).contains(&behind_bytes) {
+            self.waiting = None;
+            return false;
+        }
+        now.saturating_sub(*self.waiting.get_or_insert(now)) < LONGEST_WAIT
     }
 }
 
@@ -66,26 +77,55 @@ mod tests {
         }
     }
 
+    const BEHIND: u64 = AHEAD_BYTES + 1;
+
     /// Catches a root that takes more of the origin than its children can be given.
     #[test]
     fn waits_for_children_that_take_their_half() {
         let mut pace = Pace::default();
         windows(&mut pace, 4, 3_000_000, 1_500_000);
-        assert!(pace.should_wait(AHEAD_BYTES + 1));
-        assert!(!pace.should_wait(AHEAD_BYTES));
+        let now = pace.began;
+        assert!(pace.should_wait(now, BEHIND));
+        assert!(!pace.should_wait(now, AHEAD_BYTES));
         // While it waits it receives nothing, and goes on waiting.
-        windows(&mut pace, 4, 0, 1_500_000);
-        assert!(pace.should_wait(AHEAD_BYTES + 1));
+        windows(&mut pace, 3, 0, 1_500_000);
+        assert!(pace.should_wait(pace.began, BEHIND));
     }
 
-    /// Catches a slow or stopped child that delays its parent.
+    /// Catches a slow or stopped child that delays its parent, also one that came before anything else.
     #[test]
     fn does_not_wait_for_slow_children() {
         let mut pace = Pace::default();
+        assert!(!pace.should_wait(Now::ZERO, BEHIND));
+        windows(&mut pace, 4, 0, 0);
+        assert!(!pace.should_wait(pace.began, BEHIND));
         windows(&mut pace, 4, 3_000_000, 300_000);
-        assert!(!pace.should_wait(u64::MAX));
+        assert!(!pace.should_wait(pace.began, BEHIND));
         windows(&mut pace, 4, 3_000_000, 0);
-        assert!(!pace.should_wait(u64::MAX));
+        assert!(!pace.should_wait(pace.began, BEHIND));
+    }
+
+    /// Catches a late joiner for which a stream stands still until it has caught up.
+    #[test]
+    fn does_not_wait_for_children_that_are_far_behind() {
+        let mut pace = Pace::default();
+        windows(&mut pace, 4, 3_000_000, 3_000_000);
+        assert!(!pace.should_wait(pace.began, FAR_BYTES + 1));
+    }
+
+    /// Catches a wait so long that the parent takes this node for dead.
+    #[test]
+    fn one_wait_is_short() {
+        let mut pace = Pace::default();
+        windows(&mut pace, 4, 3_000_000, 1_500_000);
+        let began = pace.began;
+        assert!(pace.should_wait(began, BEHIND));
+        windows(&mut pace, 4, 0, 1_500_000);
+        assert!(!pace.should_wait(began + LONGEST_WAIT, BEHIND));
+        // Not at once again, but after the child has caught up.
+        assert!(!pace.should_wait(began + LONGEST_WAIT, BEHIND));
+        assert!(!pace.should_wait(began + LONGEST_WAIT, AHEAD_BYTES));
+        assert!(pace.should_wait(began + LONGEST_WAIT, BEHIND));
     }
 
     /// Catches a rule that for ever remembers one fast moment of a link.
@@ -93,8 +133,8 @@ mod tests {
     fn a_link_that_became_slow_is_remembered_as_slow() {
         let mut pace = Pace::default();
         windows(&mut pace, 1, 30_000_000, 3_000_000);
-        assert!(!pace.should_wait(u64::MAX));
+        assert!(!pace.should_wait(pace.began, BEHIND));
         windows(&mut pace, 60, 3_000_000, 3_000_000);
-        assert!(pace.should_wait(u64::MAX));
+        assert!(pace.should_wait(pace.began, BEHIND));
     }
 }

@@ -87,7 +87,8 @@ impl WorkerRelay {
         };
         worker.send(WorkerCommand::Assign(Box::new(assignment)))?;
         let keeps = job.mode != Mode::Forward;
-        let looks = keeps || job.engine == Engine::Copy;
+        // Only `splice` passes on what it has not received into a buffer.
+        let looks = keeps || !matches!(job.engine, Engine::Splice | Engine::Auto);
         Ok(Self { worker, runtime, looks, keeps, _store: store, _folder: folder })
     }
 }

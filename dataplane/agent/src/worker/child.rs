@@ -137,6 +137,12 @@ impl Child {
         if self.has_room(io, in_socket, frame_bytes) {
             return false;
         }
+        // Where the disk has the buffers that this child could do with, it is not the child that is slow.
+        let is_ready = self.outbox.has_room_for_lease() && self.outbox.queued_bytes() <= frame_bytes;
+        if is_ready && !io.may_lease_for_sending() && io.writes_are_many() {
+            self.patience.holding = None;
+            return true;
+        }
         // Where nothing is kept a child that falls behind could never catch up.
         self.attached = !io.keeps || !self.patience.budget.is_zero();
         self.patience.holding = self.attached.then_some(now);

@@ -179,12 +179,12 @@ impl Function {
         if !self.is_of_this_image(op) {
             return;
         }
-        match op.purpose {
-            Purpose::Keep { direct: true, len, .. } => self.shared.counters.bytes_direct += len as u64,
-            _ => op.image.went_through_cache(op.block),
-        }
         match result.and_then(|()| op.image.mark(op.block)) {
             Ok(_) => {
+                match op.purpose {
+                    Purpose::Keep { direct: true, len, .. } => self.shared.counters.bytes_direct += len as u64,
+                    _ => op.image.went_through_cache(op.block),
+                }
                 self.stripes[op.stripe.index()].stored(op.block, &mut self.shared, io);
                 self.note_completion(io);
             }

@@ -83,6 +83,8 @@ pub(super) struct Io {
     /// Of each child's pipe.
     pub(super) pipe_bytes: usize,
     pub(super) verify: Verify,
+    /// The worker ends: nothing more is received, what is being written still is.
+    pub(super) stopping: bool,
     /// False: forward-only.
     pub(super) keeps: bool,
     write_mode: WriteMode,
@@ -146,6 +148,7 @@ impl Io {
             transit,
             gauge,
             lost_events: 0,
+            stopping: false,
             events,
             disk: HashMap::new(),
             next_conn: 0,
@@ -208,7 +211,7 @@ impl Io {
     /// Writes a verified block into the image file. `read_soon`: somebody is about to need it from there.
     pub(super) fn keep(&mut self, mut op: DiskOp, read_soon: bool) {
         let offset = self.file_offset(&op);
-        let slow = self.disk_is_slow && self.writes >= self.arena.slots() / SLOW_SHARE;
+        let slow = self.disk_is_slow && self.writes_are_many();
         let Purpose::Keep { lease, len, direct, ticks } = &mut op.purpose else { return };
         let wanted = match self.write_mode {
             WriteMode::Buffered => false,
@@ -236,15 +239,23 @@ impl Io {
         again
     }
 
-    /// The first block of this stripe that is being written and for which `wanted` holds, in its buffer.
+    /// Whether so many buffers wait for the disk that others want for them.
+    pub(super) fn writes_are_many(&self) -> bool {
+        self.writes >= self.arena.slots() / SLOW_SHARE
+    }
+
+    /// The first block of this stripe of `image` that is being written and for which `wanted` holds, in its buffer. A function may have
+    /// got another image while blocks of the old one are still being written.
     pub(super) fn being_written(
         &self,
-        function: FunctionId,
+        image: &Arc<StoredImage>,
         stripe: Stripe,
         wanted: impl Fn(BlockIndex) -> bool,
     ) -> Option<(BlockIndex, Lease)> {
         let leases = self.disk.values().filter_map(|op| match &op.purpose {
-            Purpose::Keep { lease, .. } if op.function == function && op.stripe == stripe => Some((op.block, lease)),
+            Purpose::Keep { lease, .. } if Arc::ptr_eq(&op.image, image) && op.stripe == stripe => {
+                Some((op.block, lease))
+            }
             _ => None,
         });
         let first = leases.filter(|(block, _)| wanted(*block)).min_by_key(|(block, _)| *block);

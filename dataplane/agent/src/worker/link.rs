@@ -31,6 +31,8 @@ pub(super) struct Link {
     pub(super) want_due: bool,
     /// `Want` was sent: blocks may come.
     pub(super) wanted: bool,
+    /// `Stop` was sent: only what is on its way still comes.
+    pub(super) stopping: bool,
     /// A block waits for a buffer.
     pub(super) starved: bool,
     descriptor: Vec<u8>,
@@ -64,6 +66,7 @@ impl Link {
             welcomed: false,
             want_due: false,
             wanted: false,
+            stopping: false,
             starved: false,
             descriptor: Vec::new(),
             outbox: Outbox::default(),

@@ -542,6 +542,7 @@ impl Worker {
     fn close(mut self) {
         let deadline = Instant::now() + STOP_PATIENCE;
         let mut completions = Vec::new();
+        self.io.stopping = true;
         while self.io.disk_is_busy() && Instant::now() < deadline {
             if self.io.driver.wait(Some(TICK), &mut completions).is_err() {
                 break;

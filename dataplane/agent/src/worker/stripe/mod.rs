@@ -303,11 +303,12 @@ impl Stripe {
                 }
             }
             UpstreamAction::Stop(link) => {
-                if let Some(index) = self.links.iter().position(|other| other.link == link)
-                    && let Err(reason) = self.links[index].send(Frame::new(Kind::Stop, 0, 0, 0).header().to_vec(), io)
-                {
-                    let id = self.links[index].id;
-                    self.end_link(id, LinkEnd::new(reason), io);
+                if let Some(link) = self.links.iter_mut().find(|other| other.link == link) {
+                    link.stopping = true;
+                    let id = link.id;
+                    if let Err(reason) = link.send(Frame::new(Kind::Stop, 0, 0, 0).header().to_vec(), io) {
+                        self.end_link(id, LinkEnd::new(reason), io);
+                    }
                 }
             }
             UpstreamAction::Close(link) => {

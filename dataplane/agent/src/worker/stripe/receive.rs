@@ -48,13 +48,16 @@ impl Stripe {
         io: &mut Io,
     ) -> Result<(), LinkEnd> {
         let mut blocked = false;
+        if io.stopping {
+            return Ok(());
+        }
         for _ in 0..TURN {
             let Some(index) = self.links.iter().position(|link| link.id == id) else { return Ok(()) };
             if self.links[index].inbox.is_receiving() {
                 return Ok(());
             }
             let now = io.now();
-            if self.must_hold(index, now, io) || self.runs_ahead(now, shared) {
+            if self.must_hold(index, now, io) || self.runs_ahead(index, now, shared) {
                 self.links[index].starved = true;
                 return Ok(());
             }
@@ -110,8 +113,12 @@ impl Stripe {
     }
 
     /// Whether this node is so far ahead of all its children that its parent's uplink is better spent on others.
-    fn runs_ahead(&mut self, now: Now, shared: &Shared) -> bool {
+    fn runs_ahead(&mut self, link: usize, now: Now, shared: &Shared) -> bool {
         let Some(stored) = &shared.stored else { return false };
+        // A link that is being greeted, or left, brings words that must be heard and blocks that were sent already.
+        if !self.links[link].wanted || self.links[link].stopping {
+            return false;
+        }
         if self.pace.is_due(now) {
             let fastest = self.children.iter_mut().map(Child::sent_since_last).max();
             self.pace.turn(now, fastest.unwrap_or(0));
@@ -122,8 +129,8 @@ impl Stripe {
             .filter(|child| core.downstream.owed_count(child.child_id()) > 0)
             .map(|child| core.backlog(child.child_id()))
             .min();
-        backlog
-            .is_some_and(|blocks| self.pace.should_wait(u64::from(blocks) * u64::from(stored.geometry().block_bytes())))
+        let block_bytes = u64::from(stored.geometry().block_bytes());
+        backlog.is_some_and(|blocks| self.pace.should_wait(now, u64::from(blocks) * block_bytes))
     }
 
     fn control(

@@ -67,12 +67,12 @@ impl Stripe {
     /// Queues a block that the child is owed and that is on its way to the disk, from its buffer: it need not wait for the write, nor
     /// read back what was written past the page cache.
     fn append_being_written(&mut self, index: usize, shared: &mut Shared, io: &Io) -> bool {
-        let child = &mut self.children[index];
+        let (child, Some(stored)) = (&mut self.children[index], &shared.stored) else { return false };
         if !child.attached || !child.outbox.has_room_for_lease() || !io.may_lease_for_sending() {
             return false;
         }
         let (id, downstream) = (child.child_id(), &self.core.downstream);
-        let found = io.being_written(shared.function, self.id, |block| downstream.owes(id, block));
+        let found = io.being_written(stored, self.id, |block| downstream.owes(id, block));
         let Some((block, lease)) = found else { return false };
         let Some(frame) = self.core.frame_of(block) else { return false };
         self.core.downstream.sent(id, block);

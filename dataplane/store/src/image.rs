@@ -11,11 +11,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use faasnet_api::{BlockIndex, Descriptor, Geometry, Verify};
 
-use crate::{PresentMap, StoreOptions};
 use crate::data::DataFile;
-use crate::release::Releaser;
 use crate::map::MapFile;
 use crate::present::word_of;
+use crate::release::Releaser;
+use crate::{PresentMap, StoreOptions};
 
 /// See the module's documentation.
 #[derive(Debug)]

@@ -25,7 +25,7 @@ fn blob(seed: u8, len: usize) -> Vec<u8> {
 fn descriptor(blobs: &[(u8, usize)]) -> Arc<Descriptor> {
     let blocks = blobs.iter().flat_map(|&(seed, len)| {
         let bytes = blob(seed, len);
-        bytes.chunks(BLOCK_BYTES as usize).map(|block| BlockDigest::of(block)).collect::<Vec<_>>()
+        bytes.chunks(BLOCK_BYTES as usize).map(BlockDigest::of).collect::<Vec<_>>()
     });
     let entries = blobs.iter().map(|&(seed, len)| Entry {
         digest: format!("sha256:{:064x}", u64::from(seed) << 32 | len as u64),

@@ -18,7 +18,7 @@ fn zeros(layers: &[usize]) -> Arc<Descriptor> {
     let entry = |&len: &usize| Entry { digest: format!("sha256:{len:064x}"), media_type: "x".into(), len: len as u64 };
     let blocks = layers.iter().flat_map(|&len| {
         let bytes = vec![0; len];
-        bytes.chunks(BLOCK_BYTES as usize).map(|block| BlockDigest::of(block)).collect::<Vec<_>>()
+        bytes.chunks(BLOCK_BYTES as usize).map(BlockDigest::of).collect::<Vec<_>>()
     });
     let parts = DescriptorParts {
         block_bytes: BLOCK_BYTES,

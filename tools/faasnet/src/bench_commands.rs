@@ -32,7 +32,7 @@ Examples:
   faasnet bench relay --engine splice,copy-256k --mode keep+blake3 --runs 9 --svg relay.svg
   faasnet bench relay --slow-child --json
   faasnet bench relay --engine splice,copy-256k --mode keep --sweep mtu=1500,4000,9000 --svg mtu.svg")]
-    Relay(RelayArgs),
+    Relay(Box<RelayArgs>),
     /// What relays in a row add to the last byte, over links of one rate (as root; else loopback without a rate)
     #[command(after_help = "\
 Example:

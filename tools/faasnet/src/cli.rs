@@ -103,7 +103,7 @@ pub enum Command {
     /// Run the control plane: functions, their trees, and where nodes stand in them
     Controller(ControllerArgs),
     /// Run a node: receive images, verify, keep and forward them
-    Agent(AgentArgs),
+    Agent(Box<AgentArgs>),
     /// Register functions, list them, remove them
     #[command(subcommand)]
     Function(FunctionCommand),

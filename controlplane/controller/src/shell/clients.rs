@@ -124,10 +124,7 @@ impl Control for Clients {
         self.keys(Ask::RotateKeys { seed: random_bytes() }).await
     }
 
-    async fn revoke_key(
-        &self,
-        request: Request<v1::RevokeKeyRequest>,
-    ) -> Result<Response<v1::ListKeysReply>, Status> {
+    async fn revoke_key(&self, request: Request<v1::RevokeKeyRequest>) -> Result<Response<v1::ListKeysReply>, Status> {
         self.keys(Ask::RevokeKey { key_id: request.into_inner().key_id, seed: random_bytes() }).await
     }
 
@@ -135,10 +132,7 @@ impl Control for Clients {
         Ok(Response::new(watching::start(self.owner.clone(), request.into_inner(), self.stop.clone())))
     }
 
-    async fn get_version(
-        &self,
-        _: Request<v1::GetVersionRequest>,
-    ) -> Result<Response<v1::GetVersionReply>, Status> {
+    async fn get_version(&self, _: Request<v1::GetVersionRequest>) -> Result<Response<v1::GetVersionReply>, Status> {
         match self.owner.ask(Ask::GetTerm).await? {
             Answer::Term(term) => {
                 let version = env!("CARGO_PKG_VERSION").into();

@@ -95,8 +95,16 @@ mod tests {
         let text = |text: &str| [&[text.len() as u8], text.as_bytes()].concat();
         // Names, image, memory, policy, note, no count, one member that has not failed.
         let old = [
-            text("acme"), text("resize"), image.to_vec(), vec![64], text("twin"), text(""), vec![0], vec![1],
-            node.to_vec(), vec![0],
+            text("acme"),
+            text("resize"),
+            image.to_vec(),
+            vec![64],
+            text("twin"),
+            text(""),
+            vec![0],
+            vec![1],
+            node.to_vec(),
+            vec![0],
         ];
         let records = migrate(1, vec![(Key::Function(id), old.concat())]).unwrap();
         let read: FunctionRecord = decode(Key::Function(id), &records[0].1).unwrap();

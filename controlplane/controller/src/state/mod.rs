@@ -9,10 +9,10 @@
 mod counts;
 mod function;
 mod io;
+mod keys;
 mod leading;
 mod leases;
 mod leaving;
-mod keys;
 mod liveness;
 mod membership;
 mod migrate;
@@ -41,7 +41,8 @@ use faasnet_api::{FunctionId, NodeId};
 
 pub use counts::Counts;
 pub use io::{
-    Answer, Ask, Input, NewFunction, NewImage, Now, Output, ProbeAnswer, ProbeId, Refusal, RefusalKind, RequestId, SessionId,
+    Answer, Ask, Input, NewFunction, NewImage, Now, Output, ProbeAnswer, ProbeId, Refusal, RefusalKind, RequestId,
+    SessionId,
 };
 pub use migrate::{Records, SCHEMA, migrate};
 pub use names::function_name;
@@ -49,8 +50,8 @@ pub use records::{Key, RestoreError};
 pub use settings::Settings;
 
 use function::Function;
-use leaving::DrainWatch;
 use keys::Keyring;
+use leaving::DrainWatch;
 use node::Node;
 use watch::Watch;
 

@@ -37,7 +37,9 @@ pub enum StoreError {
     #[error("the state in {0} is in use by another controller; stop that one or choose another state_dir")]
     InUse(PathBuf),
     /// A file of another program or version.
-    #[error("the state in {path} has schema {found}, this version of faasnet reads up to {known}; start the version that wrote it, or one that is later")]
+    #[error(
+        "the state in {path} has schema {found}, this version of faasnet reads up to {known}; start the version that wrote it, or one that is later"
+    )]
     Schema {
         /// Which file.
         path: PathBuf,

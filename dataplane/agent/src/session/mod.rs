@@ -110,8 +110,12 @@ impl Session {
             if reason != last_reason {
                 let controller = &self.controller;
                 match standing {
-                    Standing::Refused => tracing::error!(controller, reason, "the controller refuses this agent; retrying"),
-                    _ => tracing::warn!(controller, reason, "no session with the controller; transfers go on, retrying"),
+                    Standing::Refused => {
+                        tracing::error!(controller, reason, "the controller refuses this agent; retrying")
+                    }
+                    _ => {
+                        tracing::warn!(controller, reason, "no session with the controller; transfers go on, retrying")
+                    }
                 }
                 last_reason = reason;
             }

@@ -74,7 +74,8 @@ async fn a_restarted_agent_serves_while_the_controller_is_away() {
     let hello = Hello { function: function(), ..hello(descriptor.id()) };
     let good = Hello { ticket: controller_key().issue(claims), ..hello };
     assert_eq!(first_word(address, &good).await.0, Kind::Welcome);
-    let foreign = Hello { ticket: controller_key().issue(Claims { tenant: TenantId::new("other"), ..claims }), ..hello };
+    let foreign =
+        Hello { ticket: controller_key().issue(Claims { tenant: TenantId::new("other"), ..claims }), ..hello };
     assert_eq!(first_word(address, &foreign).await, (Kind::Refused, Some(Refusal::Ticket)));
     let forged = Hello { ticket: node_key().issue(claims), ..hello };
     assert_eq!(first_word(address, &forged).await, (Kind::Refused, Some(Refusal::Ticket)));

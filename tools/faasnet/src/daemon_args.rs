@@ -214,6 +214,27 @@ pub struct ControllerSettings {
     /// How many functions a node holds at most [default: 20]
     #[arg(long, env = "FAASNET_CONTROLLER_FUNCTIONS_PER_NODE", value_name = "N")]
     pub functions_per_node: Option<u32>,
+    /// How much of its memory functions may fill on a node, in percent [default: 90]
+    #[arg(long, env = "FAASNET_CONTROLLER_MEMORY_PERCENT", value_name = "N")]
+    pub memory_percent: Option<u32>,
+    /// Take a function from a node where nobody used it for so long; 0: never [default: 15 minutes]
+    #[arg(long, env = "FAASNET_CONTROLLER_IDLE_RECLAIM_MS", value_name = "MS")]
+    pub idle_reclaim_ms: Option<u64>,
+    /// How long a node that is drained or scaled down waits for its children to move [default: 60000]
+    #[arg(long, env = "FAASNET_CONTROLLER_DRAIN_PATIENCE_MS", value_name = "MS")]
+    pub drain_patience_ms: Option<u64>,
+    /// A node below this share of the line rate, in percent, moves where it holds up few [default: 70]
+    #[arg(long, env = "FAASNET_CONTROLLER_SLOW_PERCENT", value_name = "N")]
+    pub slow_percent: Option<u32>,
+    /// Below this share of the line rate, in percent, it feeds nobody [default: 50]
+    #[arg(long, env = "FAASNET_CONTROLLER_RECEIVE_ONLY_PERCENT", value_name = "N")]
+    pub receive_only_percent: Option<u32>,
+    /// After this time a straggler gets another try [default: 10 minutes]
+    #[arg(long, env = "FAASNET_CONTROLLER_STRAGGLER_RETRY_MS", value_name = "MS")]
+    pub straggler_retry_ms: Option<u64>,
+    /// How long a node that has lost all its upstreams may read the origin [default: 30000]
+    #[arg(long, env = "FAASNET_CONTROLLER_ORIGIN_LEASE_MS", value_name = "MS")]
+    pub origin_lease_ms: Option<u64>,
     /// Forget a dead node that no function wants after this time [default: one day]
     #[arg(long, env = "FAASNET_CONTROLLER_FORGET_DEAD_MS", value_name = "MS")]
     pub forget_dead_ms: Option<u64>,

@@ -45,9 +45,10 @@ fn rows_have_their_figures() {
             assert!(row[field].as_f64().unwrap() > 0.0, "{field} of {row}");
         }
     }
-    // One copy to check it and one to keep it; a pipe that runs full in the middle of a frame may add some bytes.
+    // One copy to check it, and one to keep it where the file system takes no direct writes; a pipe that runs full in the middle of a
+    // frame may add some bytes.
     let copies = rows[5]["copies_per_byte"].as_f64().unwrap();
-    assert!((2.0..2.5).contains(&copies), "{copies}");
+    assert!((1.0..2.5).contains(&copies), "{copies}");
     assert!(report["environment"]["kernel"].is_string());
 }
 

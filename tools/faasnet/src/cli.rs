@@ -101,7 +101,7 @@ pub enum Command {
     /// Show the whole system on this machine: registry, controller and agents as processes, a real image
     Demo(DemoArgs),
     /// Run the control plane: functions, their trees, and where nodes stand in them
-    Controller(ControllerArgs),
+    Controller(Box<ControllerArgs>),
     /// Run a node: receive images, verify, keep and forward them
     Agent(Box<AgentArgs>),
     /// Register functions, list them, remove them

@@ -53,7 +53,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
     let global = &cli.global;
     match cli.command {
         Command::Demo(args) => return demo::run(global, args).await,
-        Command::Controller(args) => daemon::controller(global, args).await?,
+        Command::Controller(args) => daemon::controller(global, *args).await?,
         Command::Agent(args) => daemon::agent(global, *args).await?,
         Command::Function(command) => functions::run(global, command).await?,
         Command::Provision(args) => provision::run(global, args).await?,

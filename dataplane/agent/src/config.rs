@@ -80,6 +80,10 @@ pub struct Config {
     pub guest_ms: u64,
     /// A parent with nothing to send says so this often.
     pub waiting_every_ms: u64,
+    /// A node that got nothing for this long, and whose neighbours have all failed, asks the controller for leave to read the origin.
+    pub stranded_ms: u64,
+    /// Without an answer it reads the origin on its own, after a random time between a quarter of this and all of it.
+    pub unanswered_ms: u64,
     /// Blocks that may be in memory at once, received and not yet on disk.
     pub buffers: usize,
     /// Data threads, each with its own ring, buffers and images.
@@ -179,6 +183,8 @@ impl Default for Config {
             waiting_move_ms: millis(patience.waiting),
             guest_ms: millis(patience.guest),
             waiting_every_ms: millis(patience.waiting_every),
+            stranded_ms: millis(patience.stranded),
+            unanswered_ms: millis(patience.unanswered),
             buffers: 24,
             workers: 1,
             pin: None,
@@ -251,6 +257,8 @@ impl Config {
             waiting: Duration::from_millis(self.waiting_move_ms),
             guest: Duration::from_millis(self.guest_ms),
             waiting_every: Duration::from_millis(self.waiting_every_ms),
+            stranded: Duration::from_millis(self.stranded_ms),
+            unanswered: Duration::from_millis(self.unanswered_ms),
             ..Patience::default()
         }
     }

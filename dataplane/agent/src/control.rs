@@ -192,6 +192,11 @@ impl<W: WorkerLink> Control<W> {
             Order::Accepted(accepted) => self.accepted(accepted),
             Order::TicketKeys(keys) => self.take_keys(keys),
             Order::Assign(order) => self.assign(*order)?,
+            Order::OriginLease { function, stripe, lease } => {
+                if self.at_worker.contains(&function) {
+                    self.worker.send(WorkerCommand::OriginLease { function, stripe, lease })?;
+                }
+            }
             Order::Reread { function, image, request, blocks } => self.reread(function, image, request, blocks),
             Order::Drop { function, version, discard } => {
                 let dropped = self.table.drop_function(function, version);
@@ -279,6 +284,7 @@ impl<W: WorkerLink> Control<W> {
                 );
                 self.up(events::edge_failed(function, stripe, upstream, reason, wrong_bytes, refused));
             }
+            WorkerEvent::OriginWanted { function, stripe } => self.up(events::origin_wanted(function, stripe)),
             WorkerEvent::Completed { function, image } => {
                 self.completed(function, image);
                 self.ask_report()?;

@@ -8,6 +8,7 @@
 
 pub mod blocks;
 pub mod downstream;
+mod leave;
 pub mod pace;
 pub mod plan;
 pub mod stripe;

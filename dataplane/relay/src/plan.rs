@@ -40,6 +40,33 @@ pub struct Patience {
     pub guest: Duration,
     /// A parent with nothing to send says so this often.
     pub waiting_every: Duration,
+    /// A node that nobody feeds for this long, while everybody it knows has failed, asks for leave to read the origin.
+    pub stranded: Duration,
+    /// It waits between a quarter of this and all of it for an answer before it reads the origin on its own.
+    pub unanswered: Duration,
+}
+
+impl Patience {
+    /// How long `node` waits for an answer: spread, so that nodes which were cut off together do not read the origin together.
+    pub(crate) fn unanswered_by(&self, node: NodeId) -> Duration {
+        let (least, most) = (self.unanswered / 4, self.unanswered);
+        let seed = node.0.iter().fold(0_u32, |seed, byte| seed.wrapping_mul(31).wrapping_add(u32::from(*byte)));
+        least + most.saturating_sub(least) * (seed % 1024) / 1024
+    }
+}
+
+impl StripePlan {
+    /// Whether the origin may be read without asking.
+    pub fn names_origin(&self) -> bool {
+        std::iter::once(&self.upstream).chain(&self.fallbacks).any(|target| *target == Target::Origin)
+    }
+}
+
+/// The nodes that the plans of the other stripes name. Every member receives every stripe, so they can help out in `stripe`.
+pub fn acquaintances(plans: &[StripePlan], stripe: usize) -> Vec<Target> {
+    let others = plans.iter().enumerate().filter(|(index, _)| *index != stripe);
+    let targets = others.flat_map(|(_, plan)| std::iter::once(&plan.upstream).chain(&plan.fallbacks));
+    targets.filter(|target| **target != Target::Origin).copied().collect()
 }
 
 impl Default for Patience {
@@ -50,6 +77,8 @@ impl Default for Patience {
             greeting: Duration::from_millis(1000),
             guest: Duration::from_secs(5),
             waiting_every: Duration::from_millis(50),
+            stranded: Duration::from_secs(3),
+            unanswered: Duration::from_secs(20),
         }
     }
 }

@@ -9,7 +9,7 @@ use faasnet_api::{BlockIndex, ChunkIndex, Geometry, NodeId, Stripe};
 
 use crate::blocks::BlockSet;
 use crate::downstream::{Admission, ChildId, Downstream};
-use crate::plan::{Patience, StripePlan};
+use crate::plan::{Patience, StripePlan, Target};
 use crate::upstream::{Now, Upstreams};
 use crate::wire::{Frame, Hello, Refusal, WaitingFor};
 
@@ -158,7 +158,11 @@ impl StripeRelay {
             return Greeting::Refused(Refusal::Cycle, "this node is attaching to you");
         }
         match self.downstream.admit(now, id, hello.node, hello.address, self.patience.guest) {
-            Admission::Accepted { displaced } => Greeting::Welcome { displaced },
+            Admission::Accepted { displaced } => {
+                // Who leaves this node because it has nothing may find somebody who has.
+                self.upstreams.meet([Target::Node(hello.node, hello.address)]);
+                Greeting::Welcome { displaced }
+            }
             Admission::Busy(children) => Greeting::Busy(children),
         }
     }

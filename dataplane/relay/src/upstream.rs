@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use faasnet_api::NodeId;
 
+use crate::leave::Leave;
 use crate::plan::{Patience, StripePlan, Target};
 use crate::wire::{MAX_PATH, Refusal, WaitingFor};
 
@@ -33,6 +34,8 @@ pub enum UpstreamAction {
     Stop(LinkId),
     /// Close the connection.
     Close(LinkId),
+    /// Ask the controller for leave to read the origin; the answer goes to [`Upstreams::origin_leave`].
+    AskForOrigin,
     /// Tell the controller that an edge failed.
     Report {
         /// Who failed.
@@ -85,6 +88,9 @@ pub struct Upstreams {
     distrusted: Vec<Distrust>,
     /// Children of busy parents, tried before the planned fallbacks.
     suggested: Vec<Target>,
+    /// Members that are no fallbacks of this stripe; tried when nothing has come for long.
+    acquaintances: Vec<Target>,
+    leave: Leave,
     next_id: u32,
     actions: Vec<UpstreamAction>,
     last_level: Option<u32>,
@@ -101,6 +107,8 @@ impl Upstreams {
             candidate: None,
             distrusted: Vec::new(),
             suggested: Vec::new(),
+            acquaintances: Vec::new(),
+            leave: Leave::default(),
             next_id: 0,
             actions: Vec::new(),
             last_level: None,
@@ -113,8 +121,31 @@ impl Upstreams {
             // A new plan is a new reason to try: its author knows more about the target than our last failure does.
             self.distrusted.retain(|distrust| distrust.target != plan.upstream);
         }
+        if (plan.upstream, &plan.fallbacks) != (self.plan.upstream, &self.plan.fallbacks) {
+            self.leave.reset();
+        }
         self.suggested.clear();
         self.plan = plan;
+    }
+
+    /// Remembers members who may have the bytes when nobody in the plan has; the last ones met count.
+    pub fn meet(&mut self, members: impl IntoIterator<Item = Target>) {
+        for member in members {
+            self.acquaintances.retain(|known| *known != member);
+            self.acquaintances.push(member);
+        }
+        let excess = self.acquaintances.len().saturating_sub(MAX_ACQUAINTANCES);
+        self.acquaintances.drain(..excess);
+    }
+
+    /// The controller's answer to [`UpstreamAction::AskForOrigin`]: leave for so long, or none (zero).
+    pub fn origin_leave(&mut self, now: Now, lease: Duration) {
+        let given = self.leave.answered(now, lease);
+        if !given && self.reads_origin() && !self.plan.names_origin() {
+            // Somebody else reads it; the next plan leads there.
+            let reading = self.active.as_ref().map(|link| link.id);
+            reading.into_iter().for_each(|id| self.close(id));
+        }
     }
 
     /// The connection is established; the shell has sent `Hello`.
@@ -168,6 +199,7 @@ impl Upstreams {
         link.last_heard = now;
         link.waiting = None;
         let target = link.target;
+        self.leave.fed(now, target == Target::Origin);
         self.distrusted.retain(|distrust| distrust.target != target);
     }
 
@@ -179,6 +211,13 @@ impl Upstreams {
             Some((before, since)) if before == reason => Some((before, since)),
             _ => Some((reason, now)),
         };
+        // A parent that bytes flow past may only have found somebody who has none either; one that parks us has just to be told.
+        let promises = reason == WaitingFor::Origin
+            || (reason == WaitingFor::Progress && matches!(link.phase, Phase::Greeting { .. }));
+        let from_origin = link.target == Target::Origin;
+        if promises {
+            self.leave.fed(now, from_origin);
+        }
     }
 
     /// `Busy` arrived: the parent's children may have room.
@@ -224,6 +263,7 @@ impl Upstreams {
     pub fn poll(&mut self, now: Now, needed: bool) -> Vec<UpstreamAction> {
         if needed {
             self.give_up_silent(now);
+            self.consider_origin(now);
             self.promote(now);
             self.open(now);
         } else {
@@ -289,6 +329,39 @@ impl Upstreams {
         }
     }
 
+    /// Asks for leave to read the origin when nobody is left, and takes it when nobody answers.
+    fn consider_origin(&mut self, now: Now) {
+        if self.plan.names_origin() {
+            return;
+        }
+        let reads = self.reads_origin();
+        let stranded = !reads && self.leave.is_hungry(now, &self.patience) && self.has_failed_everywhere();
+        self.leave.expire(now, reads);
+        if self.leave.asks(now, stranded, reads) {
+            self.actions.push(UpstreamAction::AskForOrigin);
+        }
+        if stranded && self.leave.is_without_answer(now, self.me, &self.patience) {
+            let known: Vec<Target> = self.known().collect();
+            self.leave.begin_last_round(known);
+        }
+    }
+
+    fn reads_origin(&self) -> bool {
+        self.active.as_ref().is_some_and(|link| link.target == Target::Origin)
+    }
+
+    /// Every node that could be asked.
+    fn known(&self) -> impl Iterator<Item = Target> + '_ {
+        let planned = std::iter::once(&self.plan.upstream).chain(&self.suggested).chain(&self.plan.fallbacks);
+        planned.chain(&self.acquaintances).copied().filter(|target| *target != Target::Origin)
+    }
+
+    /// Whether everybody known has failed since bytes came from there.
+    fn has_failed_everywhere(&self) -> bool {
+        let fed_by = self.active.as_ref().filter(|link| !link.is_unfed());
+        fed_by.is_none() && self.known().all(|target| self.distrusted.iter().any(|failed| failed.target == target))
+    }
+
     fn promote(&mut self, now: Now) {
         let Some(candidate) = &mut self.candidate else { return };
         if !matches!(candidate.phase, Phase::Welcomed { .. }) {
@@ -314,8 +387,15 @@ impl Upstreams {
         if self.candidate.is_some() {
             return;
         }
+        let unfed = self.active.as_ref().is_none_or(Link::is_unfed);
         let target = match &self.active {
-            Some(active) if active.target == self.plan.upstream || active.phase != Phase::Streaming => return,
+            Some(active) if active.phase != Phase::Streaming => return,
+            // Stays there until somebody says no or the plan changes: what the plan names has failed.
+            Some(active) if active.target == Target::Origin && self.leave.is_given() => return,
+            _ if unfed && self.leave.is_given() && !self.is_distrusted(Target::Origin, now) => {
+                Some(self.leave.next_target())
+            }
+            Some(active) if active.target == self.plan.upstream => return,
             // Received from somebody outside the plan: back to the plan as soon as it can be trusted.
             Some(_) => Some(self.plan.upstream).filter(|target| !self.is_distrusted(*target, now)),
             None => self.next_target(now),
@@ -328,12 +408,20 @@ impl Upstreams {
         }
     }
 
-    fn next_target(&self, now: Now) -> Option<Target> {
+    fn next_target(&mut self, now: Now) -> Option<Target> {
         let planned = std::iter::once(&self.plan.upstream);
+        // Root and heir need nobody's help: the origin is theirs.
+        let hungry = !self.plan.names_origin() && self.leave.is_hungry(now, &self.patience);
+        let acquaintances = self.acquaintances.iter().filter(|_| hungry);
         // Origin comes after every node: it is read only when nobody has the bytes.
         let (origins, nodes): (Vec<&Target>, Vec<&Target>) =
             self.suggested.iter().chain(&self.plan.fallbacks).partition(|target| **target == Target::Origin);
-        planned.chain(nodes).chain(origins).copied().find(|target| !self.is_distrusted(*target, now))
+        planned
+            .chain(nodes)
+            .chain(acquaintances)
+            .chain(origins)
+            .copied()
+            .find(|target| !self.is_distrusted(*target, now))
     }
 
     /// Whether nobody but the origin would be left to turn to without `target`.
@@ -398,6 +486,11 @@ impl Link {
         }
     }
 
+    /// Whether the parent says that it has nobody above it.
+    fn is_unfed(&self) -> bool {
+        matches!(self.waiting, Some((WaitingFor::Upstream, _)))
+    }
+
     /// `Some(reason)` when the link has to go; the reason is missing when it ends as planned.
     fn verdict(&self, now: Now, patience: &Patience) -> Option<Option<String>> {
         let quiet = now.saturating_sub(self.last_heard);
@@ -442,6 +535,8 @@ impl Target {
 }
 
 const MAX_SUGGESTED: usize = 8;
+/// Both neighbourhoods of another stripe, and the last children.
+const MAX_ACQUAINTANCES: usize = 12;
 /// A failure is forgotten this long after its bar has ended, so that the list stays short whatever addresses neighbours name.
 const FORGET_AFTER: Duration = Duration::from_secs(30);
 const MAX_BAR: Duration = Duration::from_secs(3);

@@ -176,3 +176,99 @@ fn a_parent_that_only_promises_is_left() {
     });
     assert_eq!(moved, Some(10_050));
 }
+
+/// Lets every connection fail for `span` from `from`, in steps of 50 ms, and answers with what else was done, and when.
+fn fail_everywhere(up: &mut Upstreams, from: u64, span: u64) -> Vec<(u64, UpstreamAction)> {
+    let mut done = Vec::new();
+    for t in (from..from + span).step_by(50) {
+        for action in up.poll(ms(t), true) {
+            match action {
+                UpstreamAction::Connect(id, target) if target != Target::Origin => {
+                    up.closed(id, ms(t), "connection refused", false);
+                }
+                UpstreamAction::Report { .. } | UpstreamAction::Close(_) => {}
+                other => done.push((t, other)),
+            }
+        }
+    }
+    done
+}
+
+/// Catches an orphan that waits for ever, one that asks while a fallback may still help, and one that reads the origin although the
+/// controller said no.
+#[test]
+fn an_orphan_asks_for_leave_and_reads_the_origin_only_with_it() {
+    let mut up = upstreams(node(1), &[node(2), node(3)]);
+    let (id, _) = stream(&mut up, ms(0));
+    up.closed(id, ms(10), "reset", false);
+    let asked = fail_everywhere(&mut up, 10, 6_000);
+    assert!((3_000..3_500).contains(&asked[0].0), "{asked:?}");
+    assert!(asked.iter().all(|(_, action)| *action == UpstreamAction::AskForOrigin) && asked.len() <= 3, "{asked:?}");
+    // Refusals are answers: nothing is read for as long as the controller says no.
+    for round in 0..20 {
+        up.origin_leave(ms(6_000 + round * 2_000), Duration::ZERO);
+        let asked = fail_everywhere(&mut up, 6_000 + round * 2_000, 2_000);
+        assert!(asked.iter().all(|(_, action)| *action == UpstreamAction::AskForOrigin), "{asked:?}");
+    }
+    up.origin_leave(ms(46_000), Duration::from_secs(30));
+    let (id, target) = stream(&mut up, ms(46_000));
+    assert_eq!(target, Target::Origin);
+    // Half of the lease later it asks to go on, and does not go back to a plan that has failed meanwhile.
+    let mut asked = 0;
+    for t in (46_000..62_000).step_by(50) {
+        up.block(id, ms(t));
+        let actions = up.poll(ms(t), true);
+        asked += actions.iter().filter(|action| **action == UpstreamAction::AskForOrigin).count();
+        assert!(actions.iter().all(|action| *action == UpstreamAction::AskForOrigin), "{actions:?}");
+    }
+    assert_eq!(asked, 1);
+    up.origin_leave(ms(62_000), Duration::ZERO);
+    assert!(up.poll(ms(62_000), true).contains(&UpstreamAction::Close(id)));
+}
+
+/// Catches nodes that depend on the controller for their life, and those that read the origin before they have asked everybody.
+#[test]
+fn without_an_answer_an_orphan_asks_everybody_once_more_and_then_reads_the_origin() {
+    let mut up = upstreams(node(1), &[node(2)]);
+    up.meet([node(5)]);
+    let mut tried = Vec::new();
+    let read = (0..60_000).step_by(50).find(|t| {
+        let mut reads = false;
+        for action in up.poll(ms(*t), true) {
+            let UpstreamAction::Connect(id, target) = action else { continue };
+            reads |= target == Target::Origin;
+            tried.push((*t, target));
+            if target != Target::Origin {
+                up.closed(id, ms(*t), "connection refused", false);
+            }
+        }
+        reads
+    });
+    let read = read.expect("the origin is never read");
+    assert!((8_000..24_000).contains(&read), "{read}");
+    let last: Vec<Target> = tried.iter().rev().take(4).map(|(_, target)| *target).collect();
+    assert_eq!(last, [Target::Origin, node(5), node(2), node(1)]);
+}
+
+/// Catches an orphan that reads the origin although a member whom only the other stripe's plan names has everything.
+#[test]
+fn a_member_outside_the_plan_is_tried_before_anybody_asks_for_the_origin() {
+    let plans = [
+        StripePlan { upstream: node(1), fallbacks: vec![Target::Origin], children: vec![] },
+        StripePlan { upstream: node(5), fallbacks: vec![node(6), Target::Origin], children: vec![] },
+    ];
+    assert_eq!(crate::plan::acquaintances(&plans, 0), [node(5), node(6)]);
+    let mut up = upstreams(node(1), &[]);
+    up.meet(crate::plan::acquaintances(&plans, 0));
+    let first = (0..10_000).step_by(50).find_map(|t| {
+        up.poll(ms(t), true).into_iter().find_map(|action| match action {
+            UpstreamAction::Connect(id, target) if target == node(1) => {
+                up.closed(id, ms(t), "connection refused", false);
+                None
+            }
+            UpstreamAction::Report { .. } => None,
+            other => Some((t, other)),
+        })
+    });
+    assert!(matches!(first, Some((3_000, UpstreamAction::Connect(_, target))) if target == node(5)), "{first:?}");
+}

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use faasnet_api::{BlockIndex, FunctionId, NodeId, v1};
 use faasnet_controller::state::{ProbeAnswer, ProbeId, SessionId};
-use faasnet_relay::plan::{Patience, Target};
+use faasnet_relay::plan::Patience;
 use v1::command::Command;
 use v1::event::Event as Said;
 
@@ -19,7 +19,7 @@ use crate::control::{self, Control, Effect, Message, Order};
 use crate::faults::Fault;
 use crate::feed::Feed;
 use crate::function::{File, Function, Spec};
-use crate::io::{Directory, Io, Tally};
+use crate::io::{Directory, Io, Report, Tally};
 use crate::network::{ConnId, Host, NetEvent, Network};
 use crate::node::{Node, Parts, Process};
 use crate::plan::{Bug, SimPlan, Topology};
@@ -283,23 +283,11 @@ impl Cluster {
         };
         work(&mut parts, &mut io);
         for report in std::mem::take(reports) {
-            self.tally.edges_failed += 1;
-            let upstream = match report.target {
-                Target::Node(id, _) => id.to_vec(),
-                Target::Address(_) => NodeId([0; 16]).to_vec(),
-                Target::Origin => Vec::new(),
-            };
-            let failed = v1::EdgeFailed {
-                function_id: self.specs[report.function].id.to_vec(),
-                stripe: report.stripe.0.into(),
-                upstream,
-                reason: report.reason,
-                wrong_bytes: report.wrong_bytes,
-                block: 0,
-            };
+            self.tally.edges_failed += u64::from(matches!(report, Report::EdgeFailed { .. }));
             if let Some(session) = session {
+                let said = control::said(report, |function| self.specs[function].id);
                 let way = self.plan.latency_us * MICROSECOND;
-                self.net.agenda.after(way, Event::Hear(Message::Heard(session, Said::EdgeFailed(failed))));
+                self.net.agenda.after(way, Event::Hear(Message::Heard(session, said)));
             }
         }
     }
@@ -555,7 +543,7 @@ impl Cluster {
         let sent = match order {
             Ok(Some(Order::Assign(function, assignment))) => (function, assignment.version),
             Ok(Some(Order::Drop(function, version))) => (function, version),
-            Ok(None) => return,
+            Ok(Some(Order::Leave { .. }) | None) => return,
             Err(error) => return self.tally.violate(format!("the controller sent nonsense: {error}")),
         };
         let newest = self.sent.entry((host, sent.0)).or_default();
@@ -591,11 +579,20 @@ impl Cluster {
         let (function, version, held) = match &order {
             Order::Assign(index, assignment) => (*index, assignment.version, self.nodes[host].held_version(*index)),
             Order::Drop(index, version) => (*index, *version, self.nodes[host].held_version(*index)),
+            Order::Leave { function, .. } => {
+                let held = self.nodes[host].held_version(*function);
+                (*function, held, held)
+            }
         };
         let spec = Arc::clone(&self.specs[function]);
         self.on_node(host, |parts, io| match order {
             Order::Assign(_, assignment) => parts.assign(&spec, assignment, io),
             Order::Drop(index, version) => parts.drop_function(index, version, io),
+            Order::Leave { function, stripe, lease } => {
+                if let Some(function) = parts.functions.get_mut(&function) {
+                    function.origin_leave(stripe, lease, io);
+                }
+            }
         });
         let now_held = self.nodes[host].held_version(function);
         if now_held < held {

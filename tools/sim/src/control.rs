@@ -3,6 +3,7 @@
 //! It answers with what has to travel; the cluster makes it travel.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use faasnet_api::descriptor::DescriptorParts;
@@ -17,6 +18,7 @@ use v1::command::Command;
 
 use crate::agenda::{MILLISECOND, SECOND, Time};
 use crate::function::{Assignment, Spec};
+use crate::io::Report;
 use crate::network::Host;
 
 /// Something on its way to the controller.
@@ -191,6 +193,39 @@ impl Control {
 pub(crate) enum Order {
     Assign(usize, Assignment),
     Drop(usize, (u64, u64)),
+    /// The answer to a node that has nobody left.
+    Leave {
+        function: usize,
+        stripe: usize,
+        lease: Duration,
+    },
+}
+
+/// What the controller is told, in its words.
+pub(crate) fn said(report: Report, id_of: impl Fn(usize) -> FunctionId) -> v1::event::Event {
+    match report {
+        Report::OriginWanted { function, stripe } => v1::event::Event::OriginWanted(v1::OriginWanted {
+            function_id: id_of(function).to_vec(),
+            stripe: stripe.0.into(),
+        }),
+        Report::EdgeFailed { function, stripe, target, reason, wrong_bytes } => {
+            let upstream = match target {
+                Target::Node(id, _) => id.to_vec(),
+                Target::Address(_) => NodeId([0; 16]).to_vec(),
+                Target::Origin => Vec::new(),
+            };
+            let function_id = id_of(function).to_vec();
+            let stripe = stripe.0.into();
+            v1::event::Event::EdgeFailed(v1::EdgeFailed {
+                function_id,
+                stripe,
+                upstream,
+                reason,
+                wrong_bytes,
+                block: 0,
+            })
+        }
+    }
 }
 
 /// Reads a command; `None`: it asks for nothing that a simulated agent does.
@@ -210,6 +245,11 @@ pub(crate) fn order_of(command: &Command, index_of: impl Fn(FunctionId) -> Optio
         Command::Drop(drop) => {
             let function = index_of(id(&drop.function_id)?).context("a drop of an unknown function")?;
             Some(Order::Drop(function, (drop.term, drop.epoch)))
+        }
+        Command::OriginLease(lease) => {
+            let function = index_of(id(&lease.function_id)?).context("a lease for an unknown function")?;
+            let lease_for = Duration::from_secs(lease.seconds.into());
+            Some(Order::Leave { function, stripe: lease.stripe as usize, lease: lease_for })
         }
         _ => None,
     })

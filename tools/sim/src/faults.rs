@@ -1,6 +1,6 @@
 //! What goes wrong in a run, and when: chosen by the seed before it begins, so that nothing in the run can change it.
 
-use faasnet_relay::plan::{StripePlan, Target};
+use faasnet_relay::plan::{StripePlan, Target, acquaintances};
 
 use crate::agenda::{MICROSECOND, MILLISECOND, SECOND, Time};
 use crate::cluster::{Cluster, Event, FIRST_PROVISION};
@@ -26,6 +26,8 @@ pub(crate) enum Fault {
     OriginComes,
     /// A ring of so many nodes attach to each other at the same moment.
     Cross(usize),
+    /// Everybody whom a node would turn to dies at once.
+    Orphan,
 }
 
 /// After the last fault the run goes on for so long, so that what it broke can show.
@@ -62,6 +64,9 @@ impl Cluster {
         for _ in 0..faults.crossings {
             planned.push((when(&mut random), Fault::Cross(random.between(2, 4) as usize)));
         }
+        for _ in 0..faults.orphans {
+            planned.push((when(&mut random), Fault::Orphan));
+        }
         let absences = [
             (faults.controller_away, Fault::ControllerGoes, Fault::ControllerComes),
             (faults.origin_away, Fault::OriginGoes, Fault::OriginComes),
@@ -74,7 +79,8 @@ impl Cluster {
         }
         let last = planned.iter().map(|(at, _)| *at + AFTERMATH).max().unwrap_or(0);
         // A plain death needs no aftermath: whoever is hit by it is not complete yet.
-        let only_deaths = planned.iter().all(|(_, fault)| matches!(fault, Fault::Kill(_) | Fault::PowerOff(_)));
+        let only_deaths =
+            planned.iter().all(|(_, fault)| matches!(fault, Fault::Kill(_) | Fault::PowerOff(_) | Fault::Orphan));
         self.settled_at = self.settled_at.max(if only_deaths { 0 } else { last });
         for (at, fault) in planned {
             self.net.agenda.at(at, Event::Fault(fault));
@@ -117,6 +123,7 @@ impl Cluster {
                 }
             }
             Fault::Cross(ring) => self.cross(ring),
+            Fault::Orphan => self.orphan(),
         }
     }
 
@@ -174,13 +181,24 @@ impl Cluster {
         self.outstanding.extend(wanted);
     }
 
+    /// Kills all neighbours of a node that its plan names, in every stripe.
+    fn orphan(&mut self) {
+        let mut hosts: Vec<Host> = (0..self.nodes.len()).filter(|host| self.nodes[*host].is_fetching(0)).collect();
+        self.random.shuffle(&mut hosts);
+        let plans = |host: &Host| self.nodes[*host].functions.get(&0).map(|function| function.plans.clone());
+        let orphan = hosts.iter().filter_map(plans).find(|plans| !plans.iter().any(StripePlan::names_origin));
+        for target in acquaintances(&orphan.unwrap_or_default(), usize::MAX) {
+            if let Target::Node(id, _) = target
+                && let Some(host) = self.directory.host(id)
+            {
+                self.kill(host, false);
+            }
+        }
+    }
+
     /// Tells nodes that stand next to each other in a random ring to receive one from the next.
     fn cross(&mut self, ring: usize) {
-        let fetching = |host: &Host| {
-            let node = &self.nodes[*host];
-            node.is_running() && node.functions.get(&0).is_some_and(|function| function.complete_at.is_none())
-        };
-        let mut hosts: Vec<Host> = (0..self.nodes.len()).filter(fetching).collect();
+        let mut hosts: Vec<Host> = (0..self.nodes.len()).filter(|host| self.nodes[*host].is_fetching(0)).collect();
         self.random.shuffle(&mut hosts);
         hosts.truncate(ring);
         let Some(first) = hosts.first() else { return };

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use faasnet_api::{BlockIndex, FunctionId, Geometry, ImageId, Stripe as StripeId, Ticket};
 use faasnet_relay::blocks::BlockSet;
-use faasnet_relay::plan::{StripePlan, Target};
+use faasnet_relay::plan::{StripePlan, Target, acquaintances};
 use faasnet_relay::wire::{Hello, UNSIGNED};
 
 use crate::agenda::{MILLISECOND, Time};
@@ -100,6 +101,7 @@ impl Function {
         if assignment.has_descriptor || has_file {
             function.shared.descriptor_arrived(io);
         }
+        function.introduce();
         function.tick(io);
         function
     }
@@ -114,8 +116,22 @@ impl Function {
             io.tally.reparented += u64::from(before.upstream != after.upstream);
         }
         self.plans = assignment.stripes;
+        self.introduce();
         for (stripe, plan) in self.stripes.iter_mut().zip(&self.plans) {
             stripe.set_plan(plan.clone(), &mut self.shared, io);
+        }
+    }
+
+    fn introduce(&mut self) {
+        for (index, stripe) in self.stripes.iter_mut().enumerate() {
+            stripe.meet(acquaintances(&self.plans, index));
+        }
+    }
+
+    /// The controller's answer to a node that has nobody left.
+    pub(crate) fn origin_leave(&mut self, stripe: usize, lease: Duration, io: &mut Io<'_>) {
+        if let Some(stripe) = self.stripes.get_mut(stripe) {
+            stripe.origin_leave(lease, &mut self.shared, io);
         }
     }
 

@@ -15,14 +15,13 @@ use crate::network::{ChildEnd, ConnId, Content, Host, Item, Network};
 use crate::plan::Bug;
 use crate::random::Random;
 
-/// An edge that was given up, on its way to the controller.
+/// What a stripe has to tell the controller.
 #[derive(Debug)]
-pub(crate) struct Report {
-    pub(crate) function: usize,
-    pub(crate) stripe: Stripe,
-    pub(crate) target: Target,
-    pub(crate) reason: String,
-    pub(crate) wrong_bytes: bool,
+pub(crate) enum Report {
+    /// An edge was given up.
+    EdgeFailed { function: usize, stripe: Stripe, target: Target, reason: String, wrong_bytes: bool },
+    /// Nobody is left to receive from.
+    OriginWanted { function: usize, stripe: Stripe },
 }
 
 /// Sums over the whole cluster, and what must never happen.

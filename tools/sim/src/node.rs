@@ -80,6 +80,11 @@ impl Node {
         self.process == Process::Running
     }
 
+    /// Whether it lacks something of a function that it is told to hold.
+    pub(crate) fn is_fetching(&self, function: usize) -> bool {
+        self.is_running() && self.functions.get(&function).is_some_and(|function| function.complete_at.is_none())
+    }
+
     /// What it was told of one stripe.
     pub(crate) fn plan_of(&self, function: usize, stripe: usize) -> Option<&StripePlan> {
         self.functions.get(&function)?.plans.get(stripe)

@@ -53,6 +53,8 @@ pub struct Faults {
     pub repeated_commands: f64,
     /// Rings of nodes that are told to receive from each other at the same moment.
     pub crossings: u32,
+    /// So many nodes lose their parent, grandparent, uncle and heir at the same moment.
+    pub orphans: u32,
     /// The controller is away from then for so long.
     pub controller_away: Option<(f64, f64)>,
     /// The origin answers nothing from then for so long.
@@ -142,12 +144,15 @@ impl SimPlan {
             damaged: sometimes(0.0005),
             repeated_commands: sometimes(0.3),
             crossings: sometimes(4.0) as u32,
+            orphans: 0,
             controller_away: None,
             origin_away: None,
         };
         let mut away = || random.chance(0.3).then(|| (random.below(1000) as f64 / 1000.0 * bound, 3.0));
         (plan.faults.controller_away, plan.faults.origin_away) = (away(), away());
         plan.waves = random.chance(0.4).then_some((3, bound / 3.0));
+        // Drawn last, so that older seeds keep the rest of their histories.
+        plan.faults.orphans = u32::from(random.chance(0.3));
         plan
     }
 

@@ -25,6 +25,8 @@ pub enum Scenario {
     SlowTenth,
     /// Nodes that are told to receive from each other at the same moment.
     Crossing,
+    /// Nodes that lose everybody whom they would turn to, with a controller and without.
+    Orphans,
 }
 
 /// One simulation of a scenario.
@@ -43,7 +45,7 @@ const TREES: [Policy; 3] = [Policy::Twin, Policy::Complete, Policy::Avl];
 
 impl Scenario {
     /// All of them, by name.
-    pub const ALL: [(&'static str, Self); 8] = [
+    pub const ALL: [(&'static str, Self); 9] = [
         ("at-once", Self::AtOnce),
         ("thousand", Self::Thousand),
         ("bursts", Self::Bursts),
@@ -52,6 +54,7 @@ impl Scenario {
         ("controller-away", Self::ControllerAway),
         ("slow-tenth", Self::SlowTenth),
         ("crossing", Self::Crossing),
+        ("orphans", Self::Orphans),
     ];
 
     /// What it runs, by this seed.
@@ -82,6 +85,17 @@ impl Scenario {
                 left.collect::<Vec<_>>().into_iter().chain(judged).collect()
             }
             Self::Crossing => faulty(128, seed, Faults { crossings: 40, ..Faults::default() }),
+            Self::Orphans => {
+                let orphans = Faults { orphans: 1, ..Faults::default() };
+                let alone = Faults { controller_away: Some((0.1, 60.0)), ..orphans };
+                let mut cases = faulty(128, seed, orphans);
+                cases.extend(
+                    faulty(128, seed, alone)
+                        .into_iter()
+                        .map(|case| Case { label: case.label + ", controller away", ..case }),
+                );
+                cases
+            }
         }
     }
 }

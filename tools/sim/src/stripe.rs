@@ -4,6 +4,7 @@
 //! same order; it must not decide anything that the core decides.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use faasnet_api::{BlockIndex, NodeId, Stripe as StripeId};
 use faasnet_relay::blocks::BlockSet;
@@ -43,6 +44,17 @@ impl Stripe {
     pub(crate) fn new(id: StripeId, stripes: u8, plan: StripePlan, io: &Io<'_>) -> Self {
         let core = StripeRelay::new(io.me, id, stripes, plan, io.patience);
         Self { id, core, links: Vec::new(), children: Vec::new() }
+    }
+
+    /// Remembers members who are not in this stripe's plan.
+    pub(crate) fn meet(&mut self, members: Vec<Target>) {
+        self.core.upstreams.meet(members);
+    }
+
+    /// The controller's answer to a node that has nobody left.
+    pub(crate) fn origin_leave(&mut self, lease: Duration, shared: &mut Shared, io: &mut Io<'_>) {
+        self.core.upstreams.origin_leave(io.now(), lease);
+        self.settle(shared, io);
     }
 
     pub(crate) fn set_plan(&mut self, plan: StripePlan, shared: &mut Shared, io: &mut Io<'_>) {
@@ -271,9 +283,12 @@ impl Stripe {
                     io.net.close_child(self.links.swap_remove(index).conn);
                 }
             }
+            UpstreamAction::AskForOrigin => {
+                io.reports.push(Report::OriginWanted { function: shared.spec.index, stripe: self.id });
+            }
             UpstreamAction::Report { target, reason, wrong_bytes } => {
-                let function = shared.spec.index;
-                io.reports.push(Report { function, stripe: self.id, target, reason, wrong_bytes });
+                let (function, stripe) = (shared.spec.index, self.id);
+                io.reports.push(Report::EdgeFailed { function, stripe, target, reason, wrong_bytes });
             }
         }
     }

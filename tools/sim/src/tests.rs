@@ -117,6 +117,28 @@ fn transfers_go_on_without_the_controller() {
     assert!(outcome.seconds.max < outcome.bound_seconds + 4.0, "{outcome:?}");
 }
 
+/// Catches orphans that wait for ever, and a crowd of them at the origin: parent, grandparent, uncle and heir die together, with a
+/// controller that makes new plans and without.
+#[test]
+fn orphans_finish_and_the_origin_is_spared() {
+    for (policy, away) in
+        [Policy::Twin, Policy::Complete].into_iter().flat_map(|policy| [(policy, false), (policy, true)])
+    {
+        for seed in 1..4 {
+            let mut plan = SimPlan::new(40, 4 * IMAGE, Topology::Trees(policy), seed);
+            plan.faults.orphans = 1;
+            plan.faults.controller_away = away.then_some((0.1, 60.0));
+            let outcome = run(&plan).unwrap();
+            let dead = 40 - outcome.survivors;
+            assert!(dead >= 1, "nobody died: {outcome:?}");
+            // Alone, each group that was cut off reads once, when it has waited long enough; a dead node leaves two at most.
+            let (seconds, copies) = if away { (30.0, 1.0 + 2.0 * dead as f64) } else { (5.0, 1.25) };
+            assert!(outcome.seconds.max < outcome.bound_seconds + seconds, "{policy}, away {away}: {outcome:?}");
+            assert!(outcome.origin_copies <= copies, "{policy}, away {away}: {outcome:?}");
+        }
+    }
+}
+
 /// Catches nodes that stand still and stop more than themselves and, for the time of a move, their children.
 #[test]
 fn nodes_that_stand_still_do_not_stop_the_others() {

@@ -158,8 +158,9 @@ impl Function {
         (0..self.trees.stripes()).map(|stripe| (self.trees.root(stripe), self.trees.heir(stripe))).collect()
     }
 
-    /// Whether a node needs the descriptor from the controller.
-    pub(crate) fn leads(&self, node: &NodeId) -> bool {
-        self.leaders().iter().any(|(root, heir)| root.as_ref() == Some(node) || heir.as_ref() == Some(node))
+    /// Whether a node needs the descriptor from the controller: root, heir, and who has leave to read the origin.
+    pub(crate) fn reads_origin(&self, node: &NodeId) -> bool {
+        let leads = |(root, heir): &Leaders| root.as_ref() == Some(node) || heir.as_ref() == Some(node);
+        self.leaders().iter().any(leads) || self.leases.values().any(|lease| lease.node == *node)
     }
 }

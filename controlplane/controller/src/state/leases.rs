@@ -14,15 +14,25 @@ impl State {
     pub(super) fn origin_wanted(&mut self, now: Now, id: NodeId, wanted: &v1::OriginWanted) {
         let Ok(function_id) = FunctionId::try_from(&wanted.function_id[..]) else { return };
         let Some(session) = self.nodes.get(&id).and_then(|node| node.session) else { return };
-        let lease_ms = self.settings.origin_lease_ms;
-        let nodes = &self.nodes;
-        let Some(function) = self.functions.get_mut(&function_id).filter(|function| function.has_place(&id)) else {
-            return;
-        };
         let Ok(stripe) = u8::try_from(wanted.stripe) else { return };
-        if stripe >= function.trees.stripes() {
-            return;
+        let lease_ms = self.settings.origin_lease_ms;
+        let granted = self.grant_lease(now, id, function_id, stripe, lease_ms);
+        let member = self.functions.get(&function_id).and_then(|function| function.wanted.get(&id));
+        let knows_image = member.and_then(|member| member.progress.as_ref()).is_some_and(|row| row.bytes_total > 0);
+        if granted && !knows_image {
+            // Whoever could have sent it the descriptor is gone as well.
+            self.send_assign(now, function_id, id, true);
         }
+        // Even who has no place is answered: an agent that hears nothing reads the origin on its own after a while.
+        let seconds = if granted { lease_ms.div_ceil(1_000) as u32 } else { 0 };
+        let lease = v1::OriginLease { function_id: wanted.function_id.clone(), stripe: wanted.stripe, seconds };
+        self.emit(Output::Send { session, command: v1::command::Command::OriginLease(lease) });
+    }
+
+    fn grant_lease(&mut self, now: Now, id: NodeId, function: FunctionId, stripe: u8, lease_ms: u64) -> bool {
+        let nodes = &self.nodes;
+        let function = self.functions.get_mut(&function).filter(|function| function.has_place(&id));
+        let Some(function) = function.filter(|function| stripe < function.trees.stripes()) else { return false };
         // Who died, left or has everything needs it no more.
         let uses = |lease: &Lease| {
             let member = function.wanted.get(&lease.node);
@@ -35,8 +45,6 @@ impl State {
         if granted {
             function.leases.insert(stripe, Lease { node: id, until_ms: now.ms + lease_ms });
         }
-        let seconds = if granted { lease_ms.div_ceil(1_000) as u32 } else { 0 };
-        let lease = v1::OriginLease { function_id: wanted.function_id.clone(), stripe: wanted.stripe, seconds };
-        self.emit(Output::Send { session, command: v1::command::Command::OriginLease(lease) });
+        granted
     }
 }

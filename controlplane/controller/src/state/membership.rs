@@ -207,7 +207,7 @@ impl State {
             epoch: function.epoch,
             ticket: ticket.as_bytes().to_vec(),
             stripes: stripes.clone(),
-            descriptor: if function.leads(&node) { function.descriptor.clone() } else { Vec::new() },
+            descriptor: if function.reads_origin(&node) { function.descriptor.clone() } else { Vec::new() },
         };
         if let Some(member) = function.wanted.get_mut(&node) {
             member.sent = Some(Sent { stripes });

@@ -2,7 +2,9 @@
 //!
 //! Pure.
 
-use faasnet_api::{BlockIndex, FunctionId, IdError, ImageId, NodeId, Ticket, v1};
+use std::time::Duration;
+
+use faasnet_api::{BlockIndex, FunctionId, IdError, ImageId, NodeId, Stripe, Ticket, v1};
 
 use crate::table::Version;
 use crate::worker::mailbox::{Assignment, StripePlan, Target};
@@ -11,6 +13,8 @@ use crate::worker::mailbox::{Assignment, StripePlan, Target};
 const MAX_FALLBACKS: usize = 64;
 /// More planned children than any policy gives are a mistake.
 const MAX_CHILDREN: usize = 64;
+/// A longer lease would be no lease.
+const MAX_LEASE: Duration = Duration::from_secs(3600);
 /// Blocks that are read back by one command.
 const MAX_REREAD: usize = 64;
 
@@ -39,6 +43,15 @@ pub(crate) enum Order {
         request: u64,
         /// Which blocks.
         blocks: Vec<BlockIndex>,
+    },
+    /// The answer to `OriginWanted`.
+    OriginLease {
+        /// Which function.
+        function: FunctionId,
+        /// Which stripe.
+        stripe: Stripe,
+        /// How long; zero: not now.
+        lease: Duration,
     },
     /// The keys whose tickets are accepted from now on.
     TicketKeys(v1::TicketKeys),
@@ -92,8 +105,13 @@ impl Order {
             },
             Command::TicketKeys(keys) => Self::TicketKeys(keys),
             Command::JoinRefused(refused) => Self::JoinRefused(refused),
-            // Orphans of this version wait for the controller's plan instead of asking.
-            Command::OriginLease(_) => return Err(OrderError::Unknown),
+            Command::OriginLease(lease) => Self::OriginLease {
+                function: FunctionId::try_from(&lease.function_id[..])?,
+                stripe: u8::try_from(lease.stripe)
+                    .map(Stripe)
+                    .map_err(|_| OrderError::Malformed("a lease for a stripe that cannot be"))?,
+                lease: Duration::from_secs(lease.seconds.into()).min(MAX_LEASE),
+            },
         })
     }
 }

@@ -51,6 +51,11 @@ pub(crate) fn edge_failed(
     }))
 }
 
+/// Nobody known has a stripe's blocks.
+pub(crate) fn origin_wanted(function: FunctionId, stripe: Stripe) -> v1::Event {
+    event(Kind::OriginWanted(v1::OriginWanted { function_id: function.to_vec(), stripe: stripe.0.into() }))
+}
+
 /// Blocks were read back from the disk.
 pub(crate) fn blocks_reread(function: FunctionId, request: u64, checked: u32, wrong: u32) -> v1::Event {
     event(Kind::BlocksReread(v1::BlocksReread { function_id: function.to_vec(), request, checked, wrong }))

@@ -83,6 +83,47 @@ async fn a_restarted_agent_serves_while_the_controller_is_away() {
     within("the agent's end", running).await.unwrap().unwrap();
 }
 
+/// Catches a node that has lost everybody and does not ask, one that does not wait for the answer, and one that cannot use it: it has
+/// never seen the image's descriptor.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_orphan_reads_the_origin_with_leave_of_the_controller() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, descriptor) = layout(&folder.path().join("layout"), &[(1 << 20) + 1]);
+    let mut controller = Controller::start().await;
+    let settings = Config { stranded_ms: 200, ..config(&folder.path().join("store"), controller.address) };
+    let agent = crate::Agent::start(settings).await.unwrap();
+    let node = agent.node_id();
+    let (shutdown, asked) = oneshot::channel::<()>();
+    let running = tokio::spawn(agent.run_until(async { drop(asked.await) }));
+    let (mut session, attached) = controller.accepted().await;
+    let v1::command::Command::Assign(mut order) = assign(1, &descriptor, false) else { unreachable!() };
+    let node_key = PublicKey::try_from(&attached.public_key[..]).unwrap();
+    let claims = Claims { node, node_key, function: function(), ..claims(descriptor.id()) };
+    order.ticket = controller_key().issue(claims).as_bytes().to_vec();
+    // Parent, grandparent, uncle and heir: nobody answers at any of these.
+    let gone = |n: u8| v1::NodeAddress { node_id: vec![n; 16], address: format!("127.0.0.{n}:1") };
+    let gone = |n| v1::Upstream { upstream: Some(v1::upstream::Upstream::Node(gone(n))) };
+    order.stripes[0].upstream = Some(gone(2));
+    order.stripes[0].fallbacks = vec![gone(3), gone(4), gone(5)];
+    session.command(v1::command::Command::Assign(order.clone())).await;
+    let lease = |seconds| {
+        let function_id = function().to_vec();
+        v1::command::Command::OriginLease(v1::OriginLease { function_id, stripe: 0, seconds })
+    };
+    let wanted = |event: &Event| matches!(event, Event::OriginWanted(_)).then_some(());
+    session.expect(wanted).await;
+    session.command(lease(0)).await;
+    session.expect(wanted).await;
+    order.descriptor = descriptor.encode();
+    session.command(v1::command::Command::Assign(order)).await;
+    session.command(lease(30)).await;
+    let progress = session.progress(v1::FunctionState::Complete).await;
+    assert_eq!(progress.upstreams.len(), 1);
+    assert!(progress.upstreams[0].node_id.is_empty(), "the origin");
+    drop(shutdown);
+    within("the agent's end", running).await.unwrap().unwrap();
+}
+
 /// What a parent answers to a signed `Hello`.
 async fn first_word(address: SocketAddr, hello: &Hello) -> (Kind, Option<Refusal>) {
     let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();

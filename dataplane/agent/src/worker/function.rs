@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use faasnet_api::{BlockIndex, FunctionId, ImageId, Stripe as StripeId, Ticket};
-use faasnet_relay::plan::Target;
+use faasnet_relay::plan::{StripePlan, Target, acquaintances};
 use faasnet_relay::upstream::Now;
 use faasnet_relay::wire::{Challenge, Hello, Refusal, UNSIGNED};
 use faasnet_ring::{LeaseMut, Outcome};
@@ -75,9 +75,10 @@ impl Function {
             ticket: assignment.ticket,
             encoded: None,
         };
-        let plans = assignment.stripes.into_iter().enumerate();
-        let stripes = plans.map(|(index, plan)| Stripe::new(StripeId(index as u8), count, plan, io)).collect();
+        let plans = assignment.stripes.iter().enumerate();
+        let stripes = plans.map(|(index, plan)| Stripe::new(StripeId(index as u8), count, plan.clone(), io)).collect();
         let mut function = Self { shared, stripes, since: io.now(), took: None };
+        function.introduce(&assignment.stripes);
         match assignment.stored {
             Some(stored) => function.open_image(stored, io),
             None => function.tick(io),
@@ -103,11 +104,25 @@ impl Function {
         self.shared.term = assignment.term;
         self.shared.epoch = assignment.epoch;
         self.shared.ticket = assignment.ticket;
+        self.introduce(&assignment.stripes);
         for (stripe, plan) in self.stripes.iter_mut().zip(assignment.stripes) {
             stripe.set_plan(plan, &mut self.shared, io);
         }
         if let Some(stored) = assignment.stored {
             self.open_image(stored, io);
+        }
+    }
+
+    fn introduce(&mut self, plans: &[StripePlan]) {
+        for (index, stripe) in self.stripes.iter_mut().enumerate() {
+            stripe.meet(acquaintances(plans, index));
+        }
+    }
+
+    /// The controller's answer to a node that has nobody left.
+    pub(super) fn origin_leave(&mut self, stripe: StripeId, lease: Duration, io: &mut Io) {
+        if let Some(stripe) = self.stripes.get_mut(stripe.index()) {
+            stripe.origin_leave(lease, &mut self.shared, io);
         }
     }
 

@@ -214,7 +214,9 @@ impl WorkerLink for WorkerHandle {
                 let (function, image) = (assignment.function, assignment.image);
                 self.assign(command, function, image)
             }
-            WorkerCommand::OpenImage { function, .. } | WorkerCommand::FailImage { function, .. } => {
+            WorkerCommand::OpenImage { function, .. }
+            | WorkerCommand::FailImage { function, .. }
+            | WorkerCommand::OriginLease { function, .. } => {
                 self.deliver(self.home_of(function), Mail::Command(command))
             }
             WorkerCommand::Drop { function, .. } => {

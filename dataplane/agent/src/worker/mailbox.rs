@@ -55,6 +55,15 @@ pub enum WorkerCommand {
         /// Why, for people.
         reason: String,
     },
+    /// The controller's answer to `WorkerEvent::OriginWanted`.
+    OriginLease {
+        /// Which function.
+        function: FunctionId,
+        /// Which stripe.
+        stripe: Stripe,
+        /// How long the origin may be read; zero: not now.
+        lease: Duration,
+    },
     /// Forgets a function: its edges end. The store is the control side's to clean.
     Drop {
         /// Which function.
@@ -96,6 +105,13 @@ pub enum WorkerEvent {
         wrong_bytes: bool,
         /// Which, in that case.
         refused: Option<BlockIndex>,
+    },
+    /// Nobody whom this node knows has a stripe's blocks: it asks for leave to read the origin.
+    OriginWanted {
+        /// Which function.
+        function: FunctionId,
+        /// Which stripe.
+        stripe: Stripe,
     },
     /// Every block is verified and stored.
     Completed {

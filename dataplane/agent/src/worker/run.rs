@@ -239,6 +239,11 @@ impl Worker {
                     function.fail(reason, &mut self.io);
                 }
             }
+            WorkerCommand::OriginLease { function, stripe, lease } => {
+                if let Some(function) = self.functions.get_mut(&function) {
+                    function.origin_leave(stripe, lease, &mut self.io);
+                }
+            }
             WorkerCommand::Drop { function, term, epoch } => self.drop_function(function, term, epoch),
             WorkerCommand::Report => {
                 let reports = self.functions.values().map(|function| function.report(&self.io)).collect();

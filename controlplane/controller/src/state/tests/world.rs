@@ -484,7 +484,11 @@ impl World {
         assert_eq!(assign.stripes, stripe_plans(function, id, &address), "{id} holds an old plan");
         assert_eq!(assign.term, self.state.term);
         assert!(assign.epoch <= function.epoch);
-        assert_eq!(assign.descriptor.is_empty(), !function.leads(&id), "the descriptor goes to roots and heirs");
+        assert_eq!(
+            assign.descriptor.is_empty(),
+            !function.reads_origin(&id),
+            "the descriptor goes to who reads the origin"
+        );
     }
 
     /// What is stored is what is so.

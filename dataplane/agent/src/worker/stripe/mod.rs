@@ -4,11 +4,12 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use faasnet_api::{BlockIndex, NodeId, Stripe as StripeId};
 use faasnet_relay::downstream::ChildId;
 use faasnet_relay::pace::Pace;
-use faasnet_relay::plan::StripePlan;
+use faasnet_relay::plan::{StripePlan, Target};
 use faasnet_relay::stripe::{Greeting, StripeRelay};
 use faasnet_relay::upstream::UpstreamAction;
 use faasnet_relay::wire::{self, Frame, Hello, Kind, WaitingFor};
@@ -55,6 +56,17 @@ impl Stripe {
     pub(super) fn new(id: StripeId, stripes: u8, plan: StripePlan, io: &Io) -> Self {
         let core = StripeRelay::new(io.me, id, stripes, plan, io.patience);
         Self { id, core, links: Vec::new(), children: Vec::new(), pace: Pace::default(), mover: None }
+    }
+
+    /// Remembers members who are not in this stripe's plan.
+    pub(super) fn meet(&mut self, members: Vec<Target>) {
+        self.core.upstreams.meet(members);
+    }
+
+    /// The controller's answer to a node that has nobody left.
+    pub(super) fn origin_leave(&mut self, lease: Duration, shared: &mut Shared, io: &mut Io) {
+        self.core.upstreams.origin_leave(io.now(), lease);
+        self.settle(shared, io);
     }
 
     pub(super) fn set_plan(&mut self, plan: StripePlan, shared: &mut Shared, io: &mut Io) {
@@ -316,6 +328,10 @@ impl Stripe {
                     let link = self.links.swap_remove(index);
                     io.close(link.id, link.into_fd());
                 }
+            }
+            UpstreamAction::AskForOrigin => {
+                tracing::info!(stripe = self.id.0, "nobody known has the blocks: asking for leave to read the origin");
+                io.tell(WorkerEvent::OriginWanted { function: shared.function, stripe: self.id });
             }
             UpstreamAction::Report { target, reason, wrong_bytes } => {
                 shared.counters.edges_failed += 1;

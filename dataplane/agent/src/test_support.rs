@@ -157,6 +157,7 @@ pub(crate) fn report(function: FunctionId, image: ImageId, epoch: u64, state: Re
         bytes_from_store: 0,
         bytes_copied: 0,
         bytes_direct: 0,
+        bytes_by_mover: vec![("copy", 11)],
         mover: "copy",
         mover_reason: "a \"test\"".into(),
         stale_completions: 3,
@@ -166,5 +167,6 @@ pub(crate) fn report(function: FunctionId, image: ImageId, epoch: u64, state: Re
         levels: vec![0],
         edges_failed: 0,
         blocks_refused: 0,
+        journal: Default::default(),
     }
 }

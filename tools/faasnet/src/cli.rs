@@ -117,6 +117,8 @@ pub enum Command {
     Drain(DrainArgs),
     /// Draw a function's trees
     Tree(TreeArgs),
+    /// Tell where the time of the last pull went: queue, connections, first block, transfer, stalls, and who served it
+    Explain(ExplainArgs),
     /// List the nodes
     Nodes,
     /// Call any operation of the controller by gRPC, with messages as JSON
@@ -337,6 +339,24 @@ pub struct DrainArgs {
 pub struct TreeArgs {
     /// The function's name
     pub function: String,
+    /// Whose it is.
+    #[command(flatten)]
+    pub tenant: Tenant,
+}
+
+/// `faasnet explain`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  faasnet explain resize               all nodes in one table, the slowest last
+  faasnet explain resize --node web7   one node: who served it, and why not the planned parent")]
+pub struct ExplainArgs {
+    /// The function's name, its image's reference, or the beginning of its image's id
+    #[arg(value_name = "FUNCTION|IMAGE")]
+    pub what: String,
+    /// One node, by its name or id; without it all nodes are listed
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<String>,
     /// Whose it is.
     #[command(flatten)]
     pub tenant: Tenant,

@@ -16,6 +16,7 @@ pub mod daemon;
 pub mod daemon_args;
 pub mod demo;
 pub mod drain;
+pub mod explain;
 pub mod functions;
 pub mod idle;
 pub mod image_commands;

@@ -10,8 +10,8 @@ use tracing_subscriber::EnvFilter;
 
 use crate::cli::{Cli, Command, ImageCommand};
 use crate::{
-    bench_commands, call, certs, daemon, demo, drain, functions, image_commands, keys, lab_commands, nodes, output,
-    provision, pull, sim_commands, state_commands, tune,
+    bench_commands, call, certs, daemon, demo, drain, explain, functions, image_commands, keys, lab_commands, nodes,
+    output, provision, pull, sim_commands, state_commands, tune,
 };
 
 /// Parses, runs, reports. 0: done; 1: failed, with one line on standard error; 2: wrong usage.
@@ -61,6 +61,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Scale(args) => provision::scale(global, args).await?,
         Command::Drain(args) => drain::run(global, args).await?,
         Command::Tree(args) => nodes::tree(global, args).await?,
+        Command::Explain(args) => explain::run(global, args).await?,
         Command::Nodes => nodes::list(global).await?,
         Command::Call(args) => call::run(global, args).await?,
         Command::State(command) => state_commands::run(global, command)?,

@@ -62,6 +62,53 @@ pub struct UpstreamView {
     pub bytes: u64,
 }
 
+/// Where the time of a node's last pull went; seconds since it was assigned the image.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct StoryView {
+    /// From the wish until the node began.
+    pub queued_seconds: f64,
+    /// A parent, or the origin's feed, let it in.
+    pub welcomed_seconds: Option<f64>,
+    /// The descriptor was known and the image's file open.
+    pub opened_seconds: Option<f64>,
+    /// The first block was verified.
+    pub first_block_seconds: Option<f64>,
+    /// Time for verifying, all blocks together.
+    pub verifying_seconds: f64,
+    /// Blocks that were verified.
+    pub blocks_verified: u64,
+    /// Silences, by stripe.
+    pub stalls: Vec<StallsView>,
+    /// The upstreams that were given up last.
+    pub given_up: Vec<GivenUpView>,
+}
+
+/// Silences of a stripe in which blocks were missing.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct StallsView {
+    /// Which tree.
+    pub stripe: u32,
+    /// How many.
+    pub count: u64,
+    /// All together.
+    pub seconds: f64,
+    /// The longest time between two blocks, stall or not.
+    pub longest_seconds: f64,
+}
+
+/// An upstream that was given up.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GivenUpView {
+    /// When.
+    pub at_seconds: f64,
+    /// In which tree.
+    pub stripe: u32,
+    /// A node's name, or `origin`.
+    pub node: String,
+    /// Why.
+    pub reason: String,
+}
+
 /// A function as registered.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct FunctionView {
@@ -185,6 +232,36 @@ impl NodeView {
             (true, _) => 100,
             (false, 0) => 0,
             (false, total) => (self.bytes_present.min(total) * 100 / total).min(99),
+        }
+    }
+}
+
+impl StoryView {
+    /// The view of a story; upstreams are named with `names`.
+    pub fn new(story: &v1::PullStory, names: &Names) -> Self {
+        let seconds = |us: u64| us as f64 / 1e6;
+        let known = |us: u64| (us > 0).then_some(seconds(us));
+        let stalls = |stalls: &v1::StripeStalls| StallsView {
+            stripe: stalls.stripe,
+            count: stalls.count,
+            seconds: seconds(stalls.total_us),
+            longest_seconds: seconds(stalls.longest_us),
+        };
+        let given_up = |entry: &v1::UpstreamGivenUp| GivenUpView {
+            at_seconds: seconds(entry.at_us),
+            stripe: entry.stripe,
+            node: name_of(&entry.node_id, names),
+            reason: entry.reason.clone(),
+        };
+        Self {
+            queued_seconds: seconds(story.queued_us),
+            welcomed_seconds: known(story.welcomed_us),
+            opened_seconds: known(story.opened_us),
+            first_block_seconds: known(story.first_block_us),
+            verifying_seconds: seconds(story.verifying_us),
+            blocks_verified: story.blocks_verified,
+            stalls: story.stalls.iter().map(stalls).collect(),
+            given_up: story.given_up.iter().map(given_up).collect(),
         }
     }
 }

@@ -8,7 +8,7 @@ use axum::response::IntoResponse;
 use super::refused::Refused;
 use crate::shell::clients::{Clients, unexpected};
 use crate::shell::owner::Meters;
-use crate::state::{Answer, Ask, Counts};
+use crate::state::{Answer, Ask, BOUNDS_MS, Counts, Histogram};
 
 pub(super) async fn metrics(State(clients): State<Clients>) -> Result<impl IntoResponse, Refused> {
     let counts = match clients.owner.ask(Ask::Count).await? {
@@ -42,6 +42,11 @@ fn text(counts: &Counts, meters: &Meters) -> String {
     page.head("faasnet_received_bytes_per_second", "gauge", "Payload that nodes receive, over their last two reports.");
     page.line("faasnet_received_bytes_per_second", "{from=\"origin\"}", counts.origin_bytes_per_second);
     page.line("faasnet_received_bytes_per_second", "{from=\"node\"}", counts.node_bytes_per_second);
+    page.histogram(
+        "faasnet_provision_seconds",
+        "From the wish that a node holds a function until it does.",
+        &counts.latencies,
+    );
     let [inputs, busy_us, commits, records, commit_us] = meters.read();
     let seconds = |us: u64| us as f64 / 1e6;
     page.one(
@@ -76,6 +81,18 @@ impl Page {
     fn head(&mut self, name: &str, kind: &str, help: &str) {
         // Ignored: a String takes everything.
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) {
+        self.head(name, "histogram", help);
+        let bounds = BOUNDS_MS.iter().map(|ms| (*ms as f64 / 1e3).to_string()).chain(["+Inf".to_owned()]);
+        let mut count = 0;
+        for (bound, here) in bounds.zip(&histogram.buckets) {
+            count += here;
+            self.line(&format!("{name}_bucket"), &format!("{{le=\"{bound}\"}}"), count);
+        }
+        self.line(&format!("{name}_sum"), "", histogram.sum_ms as f64 / 1e3);
+        self.line(&format!("{name}_count"), "", count);
     }
 
     fn line(&mut self, name: &str, labels: &str, value: impl Display) {

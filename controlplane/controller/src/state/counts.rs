@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use faasnet_api::v1::FunctionState;
 
 use super::State;
+use super::latency::Histogram;
 
 /// Numbers of nodes, functions and members, and how fast bytes flow.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -23,6 +24,8 @@ pub struct Counts {
     pub node_bytes_per_second: u64,
     /// Clients that wait for a provision.
     pub provisions: u64,
+    /// From the wish to the complete image, of every node's provision since this start.
+    pub latencies: Histogram,
 }
 
 impl State {
@@ -33,6 +36,7 @@ impl State {
             functions: self.functions.len() as u64,
             members: ["waiting", "fetching", "complete", "failed"].map(|state| (state, 0)).into(),
             provisions: self.watches.len() as u64,
+            latencies: self.latencies.clone(),
             ..Counts::default()
         };
         for node in self.nodes.values() {

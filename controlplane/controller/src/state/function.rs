@@ -23,6 +23,10 @@ pub(crate) struct Member {
     pub(crate) ticket: Option<Ticket>,
     /// When it was last provisioned, received, fed somebody or was read by its host.
     pub(crate) used_ms: u64,
+    /// When somebody wished that it holds the image, until it does.
+    pub(crate) asked_ms: Option<u64>,
+    /// How long that wish waited until the node began.
+    pub(crate) queued_ms: Option<u64>,
     /// On its way out: in no tree any more, but still there for those who receive from it.
     pub(crate) leaving: Option<Leaving>,
 }

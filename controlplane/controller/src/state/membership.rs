@@ -25,6 +25,7 @@ impl State {
                 member.progress = None;
             }
             member.used_ms = now.ms;
+            member.asked_for(now);
             member.leaving = None;
             self.leaving.remove(&(id, *node));
             if let Some(node) = self.nodes.get_mut(node) {

@@ -10,6 +10,7 @@ mod counts;
 mod function;
 mod io;
 mod keys;
+mod latency;
 mod leading;
 mod leases;
 mod leaving;
@@ -44,6 +45,7 @@ pub use io::{
     Answer, Ask, Input, NewFunction, NewImage, Now, Output, ProbeAnswer, ProbeId, Refusal, RefusalKind, RequestId,
     SessionId,
 };
+pub use latency::{BOUNDS_MS, Histogram};
 pub use migrate::{Records, SCHEMA, migrate};
 pub use names::function_name;
 pub use records::{Key, RestoreError};
@@ -76,6 +78,8 @@ pub struct State {
     retired_epoch: u64,
     /// Members on their way out.
     leaving: BTreeSet<(FunctionId, NodeId)>,
+    /// Of all provisions that ended since this start.
+    latencies: Histogram,
     /// Clients that wait until a node is empty.
     drains: BTreeMap<RequestId, DrainWatch>,
     /// Orders to read blocks back that were not answered yet.

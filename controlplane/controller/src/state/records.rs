@@ -119,6 +119,7 @@ impl State {
             functions: BTreeMap::new(),
             retired_epoch: 0,
             leaving: Default::default(),
+            latencies: Default::default(),
             drains: BTreeMap::new(),
             rereads: BTreeMap::new(),
             rereads_ordered: 0,

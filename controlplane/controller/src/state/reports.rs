@@ -112,6 +112,7 @@ impl State {
         if state != v1::FunctionState::Complete || member.progress.as_ref().map(used) != Some(used(&progress)) {
             member.used_ms = now.ms;
         }
+        member.take_story(now, &mut progress, &mut self.latencies);
         member.progress = Some(progress);
         member.reported_ms = now.ms;
         member.failed = match state {

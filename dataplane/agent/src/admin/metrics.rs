@@ -3,13 +3,15 @@
 use std::fmt::Write;
 use std::sync::atomic::Ordering;
 
-use faasnet_api::Verify;
 use faasnet_api::v1::FunctionProgress;
+use faasnet_api::{Stripe, Verify};
 
 use crate::feed::Counters;
 use crate::session::events::progress;
 use crate::view::View;
+use crate::worker::journal::Stalls;
 use crate::worker::leases::Leases;
+use crate::worker::mailbox::{Downstream, FunctionReport, Target};
 
 type Read = fn(&FunctionProgress) -> u64;
 
@@ -68,14 +70,79 @@ pub(super) fn text(verify: Verify, view: &View, feed: &Counters, leases: &Leases
     text
 }
 
+/// One sample: its labels behind tenant and function, and its value.
+type Sample = (String, f64);
+
+/// Metrics of a function that have more labels, or are not counted in the contract: name, type, help, samples.
+const FROM_WORKER: [(&str, &str, &str, fn(&FunctionReport) -> Vec<Sample>); 10] = [
+    ("faasnet_upstream_bytes_total", "counter", "Payload from each upstream.", |report| {
+        let used = |(stripe, upstream, bytes): &(Stripe, Target, u64)| {
+            (format!(",stripe=\"{}\",upstream=\"{}\"", stripe.0, name_of(upstream)), *bytes as f64)
+        };
+        report.upstreams.iter().map(used).collect()
+    }),
+    ("faasnet_child_bytes", "gauge", "Bytes that each present child's connection took.", |report| {
+        let child = |child: &Downstream| {
+            (format!(",stripe=\"{}\",child=\"{}\"", child.stripe.0, child.node), child.bytes_sent as f64)
+        };
+        report.downstreams.iter().map(child).collect()
+    }),
+    ("faasnet_mover_bytes_total", "counter", "Payload received by each mover.", |report| {
+        report.bytes_by_mover.iter().map(|(mover, bytes)| (format!(",mover=\"{mover}\""), *bytes as f64)).collect()
+    }),
+    ("faasnet_blocks_verified_total", "counter", "Blocks whose digest was compared.", |report| {
+        vec![(String::new(), report.journal.blocks_verified as f64)]
+    }),
+    ("faasnet_verifying_seconds_total", "counter", "Time that this took.", |report| {
+        vec![(String::new(), report.journal.verifying.as_secs_f64())]
+    }),
+    ("faasnet_stalls_total", "counter", "Silences of more than 100 ms and four usual gaps.", |report| {
+        by_stripe(report, |stalls| stalls.count as f64)
+    }),
+    ("faasnet_stalled_seconds_total", "counter", "Length of these.", |report| {
+        by_stripe(report, |stalls| stalls.total.as_secs_f64())
+    }),
+    ("faasnet_longest_gap_seconds", "gauge", "The longest time between two blocks.", |report| {
+        by_stripe(report, |stalls| stalls.longest.as_secs_f64())
+    }),
+    ("faasnet_direct_bytes_total", "counter", "Payload kept past the page cache, without a copy.", |report| {
+        vec![(String::new(), report.bytes_direct as f64)]
+    }),
+    ("faasnet_pull_seconds", "gauge", "Time from the assignment to the last block, or to now.", |report| {
+        vec![(String::new(), report.elapsed.as_secs_f64())]
+    }),
+];
+
+fn by_stripe(report: &FunctionReport, value: fn(&Stalls) -> f64) -> Vec<Sample> {
+    let stripes = report.journal.stalls.iter().enumerate();
+    stripes.map(|(stripe, stalls)| (format!(",stripe=\"{stripe}\""), value(stalls))).collect()
+}
+
+fn name_of(upstream: &Target) -> String {
+    match upstream {
+        Target::Node(node, _) => node.to_string(),
+        Target::Address(address) => address.to_string(),
+        Target::Origin => "origin".into(),
+    }
+}
+
 /// How blocks pass, function by function, as its worker told last.
 fn workers(text: &mut String, view: &View) {
     let reports = || view.rows.values().filter_map(|row| Some((row, row.report.as_ref()?)));
+    for (name, kind, help, samples) in FROM_WORKER {
+        header(text, name, kind, help);
+        for (row, report) in reports() {
+            let (tenant, function) = (escape(&row.tenant), escape(&row.name));
+            for (labels, value) in samples(report) {
+                // Ignored here and below: writing to a String does not fail.
+                let _ = writeln!(text, "{name}{{tenant=\"{tenant}\",function=\"{function}\"{labels}}} {value}");
+            }
+        }
+    }
     header(text, "faasnet_mover", "gauge", "1: the mover by which the function's blocks pass, and why this one.");
     for (row, report) in reports() {
         let (tenant, function, reason) = (escape(&row.tenant), escape(&row.name), escape(&report.mover_reason));
         let mover = report.mover;
-        // Ignored here and below: writing to a String does not fail.
         let _ = writeln!(
             text,
             "faasnet_mover{{tenant=\"{tenant}\",function=\"{function}\",mover=\"{mover}\",reason=\"{reason}\"}} 1"

@@ -2,11 +2,14 @@
 //!
 //! Pure.
 
+use std::time::Duration;
+
 use faasnet_api::{BlockIndex, FunctionId, ImageId, NodeId, Stripe, v1};
 use v1::event::Event as Kind;
 
 use crate::table::{Row, Table};
-use crate::worker::mailbox::{FunctionReport, ReportState, Target};
+use crate::worker::journal::{GivenUp, Journal, Stalls};
+use crate::worker::mailbox::{Downstream, FunctionReport, ReportState, Target};
 
 /// Wraps an event.
 pub(crate) fn event(kind: Kind) -> v1::Event {
@@ -107,10 +110,10 @@ fn counters(report: &FunctionReport) -> v1::FunctionProgress {
         bytes: *bytes,
         ..v1::UpstreamUse::default()
     };
-    let serves = |(stripe, child, blocks_ready): &(Stripe, NodeId, u32)| v1::DownstreamUse {
-        stripe: stripe.0.into(),
-        node_id: child.to_vec(),
-        blocks_ready: *blocks_ready,
+    let serves = |child: &Downstream| v1::DownstreamUse {
+        stripe: child.stripe.0.into(),
+        node_id: child.node.to_vec(),
+        blocks_ready: child.blocks_ready,
     };
     v1::FunctionProgress {
         bytes_total: report.bytes_total,
@@ -127,7 +130,35 @@ fn counters(report: &FunctionReport) -> v1::FunctionProgress {
         levels: report.levels.clone(),
         edges_failed: report.edges_failed,
         blocks_refused: report.blocks_refused,
+        story: Some(story(&report.journal)),
         ..v1::FunctionProgress::default()
+    }
+}
+
+fn story(journal: &Journal) -> v1::PullStory {
+    let micros = |time: Duration| time.as_micros() as u64;
+    let since = |time: Option<Duration>| time.map_or(0, |time| micros(time).max(1));
+    let stalls = |(stripe, stalls): (u32, &Stalls)| v1::StripeStalls {
+        stripe,
+        count: stalls.count,
+        total_us: micros(stalls.total),
+        longest_us: micros(stalls.longest),
+    };
+    let given_up = |entry: &GivenUp| v1::UpstreamGivenUp {
+        at_us: micros(entry.at),
+        stripe: entry.stripe.0.into(),
+        node_id: upstream_id(entry.upstream),
+        reason: entry.reason.clone(),
+    };
+    v1::PullStory {
+        welcomed_us: since(journal.welcomed),
+        opened_us: since(journal.opened),
+        first_block_us: since(journal.first_block),
+        verifying_us: micros(journal.verifying),
+        blocks_verified: journal.blocks_verified,
+        stalls: (0..).zip(&journal.stalls).map(stalls).collect(),
+        given_up: journal.given_up.iter().map(given_up).collect(),
+        queued_us: 0,
     }
 }
 

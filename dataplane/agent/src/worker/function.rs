@@ -14,7 +14,9 @@ use faasnet_ring::{LeaseMut, Outcome};
 use faasnet_store::StoredImage;
 
 use super::io::{ConnId, Direction, DiskOp, Io, Purpose};
+use super::journal::{GivenUp, Journal};
 use super::mailbox::{Assignment, FunctionReport, ReportState, WorkerEvent};
+use super::mover::Mover;
 use super::newcomer::Newcomer;
 use super::stripe::Stripe;
 
@@ -27,6 +29,8 @@ pub(super) struct Shared {
     pub(super) descriptor_is_opening: bool,
     pub(super) failed: Option<String>,
     pub(super) counters: Counters,
+    pub(super) journal: Journal,
+    since: Now,
     stripes: u8,
     term: u64,
     epoch: u64,
@@ -48,13 +52,13 @@ pub(super) struct Counters {
     /// The last of them, until it is reported.
     pub(super) refused: Option<BlockIndex>,
     upstreams: Vec<(StripeId, Target, u64)>,
+    by_mover: Vec<(&'static str, u64)>,
 }
 
 /// See the module's documentation.
 pub(super) struct Function {
     shared: Shared,
     stripes: Vec<Stripe>,
-    since: Now,
     /// Set with the last block.
     took: Option<Duration>,
 }
@@ -69,6 +73,8 @@ impl Function {
             descriptor_is_opening: false,
             failed: None,
             counters: Counters::default(),
+            journal: Journal::new(count),
+            since: io.now(),
             stripes: count,
             term: assignment.term,
             epoch: assignment.epoch,
@@ -77,7 +83,7 @@ impl Function {
         };
         let plans = assignment.stripes.iter().enumerate();
         let stripes = plans.map(|(index, plan)| Stripe::new(StripeId(index as u8), count, plan.clone(), io)).collect();
-        let mut function = Self { shared, stripes, since: io.now(), took: None };
+        let mut function = Self { shared, stripes, took: None };
         function.introduce(&assignment.stripes);
         match assignment.stored {
             Some(stored) => function.open_image(stored, io),
@@ -133,6 +139,7 @@ impl Function {
         }
         self.shared.stored = Some(stored);
         self.shared.descriptor_is_opening = false;
+        self.shared.journal.opened = Some(self.shared.elapsed(io));
         for stripe in &mut self.stripes {
             stripe.open_image(&mut self.shared, io);
         }
@@ -278,15 +285,17 @@ impl Function {
             bytes_from_store: counters.bytes_from_store,
             bytes_copied: counters.bytes_copied,
             bytes_direct: counters.bytes_direct,
+            bytes_by_mover: counters.by_mover.clone(),
             mover,
             mover_reason,
             stale_completions: io.driver.stale_completions(),
-            elapsed: self.took.unwrap_or_else(|| io.now().saturating_sub(self.since)),
+            elapsed: self.took.unwrap_or_else(|| self.shared.elapsed(io)),
             upstreams: counters.upstreams.clone(),
             downstreams: self.stripes.iter().flat_map(Stripe::downstreams).collect(),
             levels: self.stripes.iter().map(Stripe::level).collect(),
             edges_failed: counters.edges_failed,
             blocks_refused: counters.blocks_refused,
+            journal: self.shared.journal.clone(),
         }
     }
 
@@ -310,7 +319,7 @@ impl Function {
             false => self.stripes.iter().all(Stripe::has_passed_everything),
         };
         if complete && self.took.is_none() {
-            self.took = Some(io.now().saturating_sub(self.since));
+            self.took = Some(self.shared.elapsed(io));
             io.tell(WorkerEvent::Completed { function: self.shared.function, image: self.shared.image });
         }
     }
@@ -321,6 +330,18 @@ impl Function {
 }
 
 impl Shared {
+    /// Time since the first assignment.
+    pub(super) fn elapsed(&self, io: &Io) -> Duration {
+        io.now().saturating_sub(self.since)
+    }
+
+    /// Writes down that an upstream was given up.
+    pub(super) fn gave_up(&mut self, stripe: StripeId, upstream: Target, reason: &str, io: &Io) {
+        self.counters.edges_failed += 1;
+        let at = self.elapsed(io);
+        self.journal.gave_up(GivenUp { at, stripe, upstream, reason: reason.to_owned() });
+    }
+
     /// What this node answers to a parent's challenge.
     pub(super) fn hello(&self, stripe: StripeId, wants_descriptor: bool, challenge: &Challenge, io: &Io) -> Hello {
         let hello = Hello {
@@ -349,9 +370,13 @@ impl Shared {
 }
 
 impl Counters {
-    /// A block arrived from `target`.
-    pub(super) fn received(&mut self, stripe: StripeId, target: Target, len: u32) {
+    /// A block arrived from `target` by `mover`.
+    pub(super) fn received(&mut self, stripe: StripeId, target: Target, mover: Mover, len: u32) {
         self.bytes_received += u64::from(len);
+        match self.by_mover.iter_mut().find(|(name, _)| *name == mover.name()) {
+            Some((_, bytes)) => *bytes += u64::from(len),
+            None => self.by_mover.push((mover.name(), u64::from(len))),
+        }
         match self.upstreams.iter_mut().find(|(of, from, _)| *of == stripe && *from == target) {
             Some((_, _, bytes)) => *bytes += u64::from(len),
             None => self.upstreams.push((stripe, target, u64::from(len))),

@@ -12,6 +12,7 @@ pub use faasnet_relay::plan::{StripePlan, Target};
 use faasnet_ring::Waker;
 use faasnet_store::StoredImage;
 
+use super::journal::Journal;
 use super::newcomer::Newcomer;
 use crate::link::WorkerEnded;
 
@@ -167,6 +168,8 @@ pub struct FunctionReport {
     pub bytes_copied: u64,
     /// Payload written to the store past the page cache, and so without a copy.
     pub bytes_direct: u64,
+    /// Payload received by each mover that was used.
+    pub bytes_by_mover: Vec<(&'static str, u64)>,
     /// `"splice"`, `"registered"`, `"copy"` or `"tokio-uring"`.
     pub mover: &'static str,
     /// Why this one, for people.
@@ -177,14 +180,29 @@ pub struct FunctionReport {
     pub elapsed: Duration,
     /// Payload per upstream and stripe, in the order in which they were used.
     pub upstreams: Vec<(Stripe, Target, u64)>,
-    /// The children that are served, and the blocks that lie here for each and are not sent.
-    pub downstreams: Vec<(Stripe, NodeId, u32)>,
+    /// The children that are served.
+    pub downstreams: Vec<Downstream>,
     /// Edges to the root per stripe, as last told by the upstream.
     pub levels: Vec<u32>,
     /// Upstreams given up.
     pub edges_failed: u64,
     /// Blocks that failed verification.
     pub blocks_refused: u64,
+    /// Where the time went.
+    pub journal: Journal,
+}
+
+/// A child that is served.
+#[derive(Debug, Clone, Copy)]
+pub struct Downstream {
+    /// In which stripe.
+    pub stripe: Stripe,
+    /// Who.
+    pub node: NodeId,
+    /// Blocks that lie here for it and are not sent.
+    pub blocks_ready: u32,
+    /// Bytes that its connection took, frames' headers included.
+    pub bytes_sent: u64,
 }
 
 /// A function's state on a worker.

@@ -22,6 +22,7 @@ mod function;
 mod handle;
 mod inbox;
 mod io;
+pub mod journal;
 pub mod leases;
 mod link;
 pub mod mailbox;

@@ -50,6 +50,14 @@ async fn a_day_with_the_command_line() {
         let nodes = run(&["nodes"]);
         assert!(nodes.lines().count() == 4 && nodes.contains("127.77.0.4:") && nodes.contains("live"), "{nodes}");
         assert_eq!(json(&["nodes"]).as_array().unwrap().len(), 3);
+        let table = run(&["explain", "app"]);
+        assert!(table.contains("n2") && table.contains("complete"), "{table}");
+        let story = json(&["explain", &reference, "--node", "n2"]);
+        assert!(story["story"]["first_block_seconds"].as_f64() > Some(0.0), "{story}");
+        assert!(story["story"]["blocks_verified"].as_u64() >= Some(20), "{story}");
+        let why = |row: &Value| row["why"].as_str().unwrap_or_default().to_owned();
+        let whys: Vec<String> = story["served_by"].as_array().unwrap().iter().map(why).collect();
+        assert!(whys.iter().any(|why| why == "root of this stripe" || why == "planned parent"), "{whys:?}");
         // n3 does not hold it yet: pulling makes it join.
         let pulled = json(&["pull", "app", "--agent", &admin, "--out", &out_text]);
         assert_eq!(pulled["bytes"], created["image_bytes"]);

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use faasnet_api::{BlockIndex, NodeId, Stripe as StripeId};
+use faasnet_api::{BlockIndex, Stripe as StripeId};
 use faasnet_relay::downstream::ChildId;
 use faasnet_relay::pace::Pace;
 use faasnet_relay::plan::{StripePlan, Target};
@@ -19,7 +19,7 @@ use super::child::Child;
 use super::function::Shared;
 use super::io::{ConnId, Direction, DiskOp, FRAME_START, Io, Purpose, Route};
 use super::link::Link;
-use super::mailbox::WorkerEvent;
+use super::mailbox::{Downstream, WorkerEvent};
 use super::mover::Change;
 use super::newcomer::Newcomer;
 
@@ -96,10 +96,15 @@ impl Stripe {
         self.mover.as_ref()
     }
 
-    /// The children that are served, and the blocks that lie ready for each.
-    pub(super) fn downstreams(&self) -> impl Iterator<Item = (StripeId, NodeId, u32)> + '_ {
+    /// The children that are served.
+    pub(super) fn downstreams(&self) -> impl Iterator<Item = Downstream> + '_ {
         let served = self.children.iter().filter(|child| !child.stopping);
-        served.map(|child| (self.id, child.node, self.core.backlog(child.child_id())))
+        served.map(|child| Downstream {
+            stripe: self.id,
+            node: child.node,
+            blocks_ready: self.core.backlog(child.child_id()),
+            bytes_sent: child.outbox.sent_bytes(),
+        })
     }
 
     pub(super) fn level(&self) -> u32 {
@@ -334,7 +339,7 @@ impl Stripe {
                 io.tell(WorkerEvent::OriginWanted { function: shared.function, stripe: self.id });
             }
             UpstreamAction::Report { target, reason, wrong_bytes } => {
-                shared.counters.edges_failed += 1;
+                shared.gave_up(self.id, target, &reason, io);
                 tracing::info!(stripe = self.id.0, upstream = ?target, reason, "upstream given up");
                 let event = WorkerEvent::EdgeFailed {
                     function: shared.function,

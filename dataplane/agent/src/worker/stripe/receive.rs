@@ -164,6 +164,8 @@ impl Stripe {
                 link.welcomed = true;
                 link.learn_name(&path);
                 upstreams.welcomed(link.link, now, path);
+                let elapsed = shared.elapsed(io);
+                shared.journal.welcomed.get_or_insert(elapsed);
             }
             _ if frame.kind == Kind::Refused => {
                 let text = String::from_utf8_lossy(&payload).into_owned();
@@ -196,16 +198,20 @@ impl Stripe {
         let Arrival { block, frame, lease, in_socket } = arrival;
         let (len, total) = (frame.len as usize, frame.total_bytes());
         let link = &self.links[index];
-        shared.counters.received(self.id, link.target, frame.len);
+        shared.counters.received(self.id, link.target, link.mover.mover(), frame.len);
         self.pace.received(frame.len.into());
         // Verified here, before a single byte of it goes to a child or to the map.
-        if !stored.descriptor().verify(block, &lease[HEADROOM_BYTES..HEADROOM_BYTES + len], io.verify) {
+        let began = io.now();
+        let right = stored.descriptor().verify(block, &lease[HEADROOM_BYTES..HEADROOM_BYTES + len], io.verify);
+        shared.journal.verified(shared.elapsed(io), io.now().saturating_sub(began));
+        if !right {
             shared.counters.blocks_refused += 1;
             shared.counters.refused = Some(block);
             return Err(LinkEnd { reason: format!("block {} failed verification", block.0), wrong_bytes: true });
         }
         if self.core.received(block) {
             self.core.upstreams.block(link.link, io.now());
+            shared.journal.stalls[self.id.index()].block(io.now());
         } else {
             // Not a sign that the stream goes on: an upstream that repeats itself is left like one that sends nothing.
             shared.counters.bytes_refetched += u64::from(frame.len);
@@ -260,8 +266,9 @@ impl Stripe {
         io: &mut Io,
     ) -> Result<(), LinkEnd> {
         let (total, link) = (frame.total_bytes(), &self.links[index]);
-        shared.counters.received(self.id, link.target, frame.len);
+        shared.counters.received(self.id, link.target, link.mover.mover(), frame.len);
         self.core.upstreams.block(link.link, io.now());
+        shared.journal.stalls[self.id.index()].block(io.now());
         let live = if self.core.received(block) { self.take_live(block, total, true, io) } else { Vec::new() };
         let Some(transit) = io.transit(false).pipe else { return Err(LinkEnd::new("forward-only needs a pipe")) };
         let passed = pass(self.links[index].fd(), transit, total, &mut self.children, &live);

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use faasnet_ring::file::{self, DIRECT_ALIGN_BYTES, open_direct};
 
 use crate::WriteMode;
+use crate::release::Overdue;
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -22,6 +23,8 @@ pub(crate) struct DataFile {
     refused: AtomicBool,
     /// The kernel has told once that bytes did not reach the disk; it does not tell the next who asks.
     lost: AtomicBool,
+    /// For whoever keeps the page cache within a budget.
+    overdue: Overdue,
 }
 
 impl DataFile {
@@ -35,7 +38,8 @@ impl DataFile {
                 opened.inspect_err(explain).ok().map(Arc::new)
             }
         };
-        Self { cached: Arc::new(cached), direct, refused: AtomicBool::new(false), lost: AtomicBool::new(false) }
+        let (refused, lost) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { cached: Arc::new(cached), direct, refused, lost, overdue: Overdue::default() }
     }
 
     /// The file through the page cache.
@@ -65,6 +69,11 @@ impl DataFile {
             true => Err(io::Error::other("blocks did not reach the disk; look for its errors in the kernel's log")),
             false => Ok(()),
         }
+    }
+
+    /// What could not be noted for release in time.
+    pub(crate) fn overdue(&self) -> &Overdue {
+        &self.overdue
     }
 
     /// Has the kernel begin to write these bytes to the disk.

@@ -63,10 +63,14 @@ impl StoredImage {
         let Opened { data, map, beside } = files;
         let present = PresentMap::new(descriptor.geometry().blocks(), words);
         let bytes = bytes_of(descriptor.geometry(), &present);
+        let data = Arc::new(data);
+        if let Some(releaser) = &releaser {
+            releaser.watch(&data);
+        }
         Self {
             tenant,
             descriptor,
-            data: Arc::new(data),
+            data,
             releaser,
             map,
             present,

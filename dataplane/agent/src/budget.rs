@@ -1,12 +1,13 @@
 //! The start-up budget: the most memory that the data path of one agent takes, as a sum whose parts have names.
 //!
 //! Pure arithmetic over the settings and two of the host's limits. What it counts is bounded by construction: buffers are made at start,
-//! pipes and sockets have caps, children per stripe and stripes per image have limits.
+//! pipes and sockets have caps, children per stripe (whoever they are: planned, riders, guests, moved elsewhere and not gone yet) and
+//! stripes per image have limits.
 
 use std::fmt;
 
 use faasnet_api::MAX_BLOCK_BYTES;
-use faasnet_relay::downstream::{MAX_GUESTS, MAX_PLANNED};
+use faasnet_relay::downstream::MAX_CHILDREN;
 use faasnet_ring::HEADROOM_BYTES;
 use serde::Serialize;
 
@@ -58,7 +59,7 @@ impl Budget {
     /// The sum for `config` on a host with these `limits`.
     pub fn new(config: &Config, limits: SocketLimits) -> Self {
         let workers = config.workers as u64;
-        let children = (MAX_PLANNED + MAX_GUESTS) as u64 * STRIPES;
+        let children = MAX_CHILDREN as u64 * STRIPES;
         // The kernel counts its own bookkeeping: a buffer that was asked for takes twice its size.
         let fixed = |bytes: Option<usize>, grown: u64| bytes.map_or(grown, |bytes| 2 * bytes as u64);
         Self {
@@ -161,13 +162,13 @@ mod tests {
     fn the_sum_has_all_parts() {
         let one = Budget::new(&Config::default(), LIMITS);
         assert_eq!(one.user_bytes(), 24 * (264 << 10));
-        assert_eq!(one.image_bytes(), (8 * (1 + 4) + 4 * 6) << 20);
-        assert_eq!(one.total(), 24 * (264 << 10) + (1 << 20) + 20 * (64 << 20));
+        assert_eq!(one.image_bytes(), (12 * (1 + 4) + 4 * 6) << 20);
+        assert_eq!(one.total(), 24 * (264 << 10) + (1 << 20) + 20 * (84 << 20));
         let two = Budget::new(&Config { workers: 2, ..Config::default() }, LIMITS);
         assert_eq!(two.total() - one.total(), 24 * (264 << 10) + (1 << 20));
         let capped =
             Config { send_buffer_bytes: Some(1 << 20), receive_buffer_bytes: Some(1 << 20), ..Config::default() };
-        assert_eq!(Budget::new(&capped, LIMITS).image_bytes(), (8 * (1 + 2) + 4 * 2) << 20);
+        assert_eq!(Budget::new(&capped, LIMITS).image_bytes(), (12 * (1 + 2) + 4 * 2) << 20);
     }
 
     /// Catches a printed sum that does not add up for its reader.
@@ -176,8 +177,8 @@ mod tests {
         let text = Budget::new(&Config::default(), LIMITS).to_string();
         assert_eq!(
             text,
-            "6336 KiB of buffers (24 x 264 KiB) + 1 MiB of transit pipes (1 x 1 MiB) + 20 images x 64 MiB \
-             (children: pipes 8 x 1 MiB, sockets 8 x 4 MiB; upstreams: sockets 4 x 6 MiB) = 1288 MiB at most"
+            "6336 KiB of buffers (24 x 264 KiB) + 1 MiB of transit pipes (1 x 1 MiB) + 20 images x 84 MiB \
+             (children: pipes 12 x 1 MiB, sockets 12 x 4 MiB; upstreams: sockets 4 x 6 MiB) = 1688 MiB at most"
         );
     }
 }

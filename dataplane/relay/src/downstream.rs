@@ -17,8 +17,9 @@ pub struct ChildId(pub u32);
 
 /// Children outside the plan that are served at the same time.
 pub const MAX_GUESTS: usize = 2;
-/// Planned children: the trees are binary.
-pub const MAX_PLANNED: usize = 2;
+/// Children that are served at the same time, whoever they are: two planned ones, riders, guests, and those that a new plan has moved
+/// elsewhere and that have not gone yet. What a node may take of its host's memory is counted from this.
+pub const MAX_CHILDREN: usize = 6;
 
 #[derive(Debug)]
 struct Child {
@@ -57,14 +58,17 @@ impl Downstream {
         self.planned = planned.to_vec();
     }
 
-    /// A node wants to attach. Planned children always may; guests while there is room, or in place of one that had `guest` time.
+    /// A node wants to attach. Planned children may, in place of one that is not planned where [`MAX_CHILDREN`] are here; guests while
+    /// there is room, or in place of one that had `guest` time.
     pub fn admit(&mut self, now: Now, id: ChildId, node: NodeId, address: SocketAddr, guest: Now) -> Admission {
         let mut displaced: Vec<ChildId> =
             self.children.iter().filter(|child| child.node == node).map(|child| child.id).collect();
         let is_guest = |child: &&Child| !self.planned.contains(&child.node) && child.node != node;
-        if !self.planned.contains(&node) && self.children.iter().filter(is_guest).count() >= MAX_GUESTS {
+        let is_planned = self.planned.contains(&node);
+        let is_full = self.children.len() - displaced.len() >= MAX_CHILDREN;
+        if is_full || (!is_planned && self.children.iter().filter(is_guest).count() >= MAX_GUESTS) {
             let oldest = self.children.iter().filter(is_guest).min_by_key(|child| child.since);
-            match oldest.filter(|child| now.saturating_sub(child.since) > guest) {
+            match oldest.filter(|child| is_planned || now.saturating_sub(child.since) > guest) {
                 Some(child) => displaced.push(child.id),
                 None => return Admission::Busy(self.children.iter().map(|child| child.address).collect()),
             }

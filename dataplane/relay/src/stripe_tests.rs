@@ -6,6 +6,7 @@ use std::time::Duration;
 use faasnet_api::{BLOCK_BYTES, CHUNK_BYTES, FunctionId, ImageId, Ticket};
 
 use super::*;
+use crate::downstream::MAX_CHILDREN;
 use crate::plan::Target;
 use crate::wire::{Kind, UNSIGNED};
 
@@ -76,6 +77,35 @@ fn two_guests_beside_the_plan() {
     assert_eq!(relay.greet(at(3), ChildId(20), &hello(6)), Greeting::Welcome { displaced: vec![ChildId(6)] });
     assert_eq!(relay.greet(at(6), ChildId(11), &hello(10)), Greeting::Welcome { displaced: vec![ChildId(0)] });
     assert_eq!(relay.downstream.len(), 4);
+}
+
+/// Catches a node that serves more children than its memory is counted for, while its plan changes or riders hang on it, and one whose
+/// planned children find no room because of others.
+#[test]
+fn never_more_children_than_are_counted() {
+    let mut relay = relay(5, &[20, 21]);
+    let welcome = |displaced: &[u32]| Greeting::Welcome { displaced: displaced.iter().copied().map(ChildId).collect() };
+    let now = Duration::from_secs(1);
+    for child in 20..24 {
+        assert_eq!(relay.greet(now, ChildId(child), &hello(child as u8)), welcome(&[]));
+    }
+    let plan = |children: &[u8]| StripePlan {
+        upstream: Target::Node(id(1), address(1)),
+        fallbacks: vec![],
+        children: children.iter().map(|n| id(*n)).collect(),
+    };
+    relay.set_plan(plan(&[30, 31, 32]));
+    for (child, displaced) in [(30, &[][..]), (31, &[]), (32, &[20])] {
+        assert_eq!(relay.greet(now, ChildId(child), &hello(child as u8)), welcome(displaced));
+        assert!(relay.downstream.len() <= MAX_CHILDREN);
+    }
+    assert!(
+        matches!(relay.greet(now, ChildId(40), &hello(40)), Greeting::Busy(children) if children.len() == MAX_CHILDREN)
+    );
+    relay.set_plan(plan(&[21, 22, 23, 30, 31, 32, 33]));
+    assert!(matches!(relay.greet(now, ChildId(33), &hello(33)), Greeting::Busy(_)), "riders beyond what is counted");
+    assert_eq!(relay.greet(now, ChildId(50), &hello(31)), welcome(&[31]), "the same child again");
+    assert_eq!(relay.downstream.len(), MAX_CHILDREN);
 }
 
 /// Catches a child that stands above its parent, itself included.

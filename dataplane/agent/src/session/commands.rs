@@ -12,7 +12,7 @@ use crate::worker::mailbox::{Assignment, StripePlan, Target};
 /// More fallbacks than a node would ever try are a mistake.
 const MAX_FALLBACKS: usize = 64;
 /// More planned children than any policy gives are a mistake.
-const MAX_CHILDREN: usize = 64;
+const MAX_PLANNED: usize = 64;
 /// A longer lease would be no lease.
 const MAX_LEASE: Duration = Duration::from_secs(3600);
 /// Blocks that are read back by one command.
@@ -145,7 +145,7 @@ fn parse_ticket(bytes: &[u8]) -> Result<Ticket, OrderError> {
 }
 
 fn parse_stripe(plan: v1::StripePlan) -> Result<StripePlan, OrderError> {
-    if plan.fallbacks.len() > MAX_FALLBACKS || plan.children.len() > MAX_CHILDREN {
+    if plan.fallbacks.len() > MAX_FALLBACKS || plan.children.len() > MAX_PLANNED {
         return Err(OrderError::Malformed("more fallbacks or children than a plan can have"));
     }
     let upstream = plan.upstream.ok_or(OrderError::Malformed("a stripe without an upstream"))?;

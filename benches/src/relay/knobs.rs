@@ -33,6 +33,8 @@ pub struct Knobs {
     pub sqpoll_idle_ms: Option<u32>,
     /// Of our worker: buffers on huge pages.
     pub huge_pages: bool,
+    /// Of our worker: how many buffers it has.
+    pub buffers: Option<usize>,
     /// Of our worker: how it writes what it keeps.
     pub store_write: WriteMode,
 }
@@ -60,7 +62,7 @@ const MOST_VALUES: usize = 16;
 
 impl Knobs {
     /// Their names.
-    pub const KEYS: [&'static str; 12] = [
+    pub const KEYS: [&'static str; 13] = [
         "mtu",
         "gso",
         "congestion",
@@ -72,6 +74,7 @@ impl Knobs {
         "busy-poll",
         "sqpoll",
         "huge-pages",
+        "buffers",
         "store-write",
     ];
 
@@ -93,6 +96,7 @@ impl Knobs {
             "busy-poll" => self.busy_poll_us = number(key, value, 0, 10_000)?.filter(|us| *us > 0),
             "sqpoll" => self.sqpoll_idle_ms = number(key, value, 0, 60_000)?.filter(|ms| *ms > 0),
             "huge-pages" => self.huge_pages = switch(key, value)?,
+            "buffers" => self.buffers = number(key, value, 8, 4096)?,
             "store-write" if default => self.store_write = WriteMode::default(),
             "store-write" => self.store_write = value.parse().map_err(anyhow::Error::msg)?,
             _ => bail!("there is no knob {key:?}; there are {}", Self::KEYS.join(", ")),
@@ -118,6 +122,7 @@ impl Knobs {
             ("busy-poll", self.busy_poll_us.is_some()),
             ("sqpoll", self.sqpoll_idle_ms.is_some()),
             ("huge-pages", self.huge_pages),
+            ("buffers", self.buffers.is_some()),
             ("store-write", self.store_write != WriteMode::default()),
         ];
         turned.into_iter().filter(|(_, turned)| *turned).map(|(key, _)| key).collect()

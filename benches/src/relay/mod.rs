@@ -77,6 +77,10 @@ pub fn run(options: &Options, mut progress: impl FnMut(&str)) -> Result<Report> 
         options.sweep.is_none() || !options.slow_child,
         "--slow-child is measured at one setting; leave --sweep out"
     );
+    ensure!(
+        !options.slow_child || options.modes.is_empty() || options.modes.iter().any(|mode| *mode != Mode::Forward),
+        "--slow-child needs a mode that keeps: where nothing is kept a child that falls behind holds the stream, by design; add --mode keep"
+    );
     let (combinations, mut notes) = rows::choose(&options.engines, &options.modes)?;
     let files = options.folder.clone().unwrap_or_else(std::env::temp_dir);
     let files = tempfile::Builder::new()
@@ -98,7 +102,7 @@ pub fn run(options: &Options, mut progress: impl FnMut(&str)) -> Result<Report> 
     };
     let mut rows: Vec<Row> = setups.into_iter().flat_map(|setup| setup.rows(&combinations)).collect();
     report::compare(&mut rows);
-    let targets = targets::judge(&rows);
+    let targets = targets::judge(&rows, &slow_child);
     Ok(Report { environment, rows, targets, slow_child, notes })
 }
 

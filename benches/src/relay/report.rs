@@ -8,7 +8,7 @@ use super::targets::Target;
 use super::{Engine, Environment, Mode, Setting};
 
 /// Bytes of a MiB.
-const MIB: f64 = (1u64 << 20) as f64;
+pub(crate) const MIB: f64 = (1u64 << 20) as f64;
 
 /// Everything that was measured.
 #[derive(Debug, Clone, Serialize)]
@@ -17,7 +17,7 @@ pub struct Report {
     pub environment: Environment,
     /// By mode and engine.
     pub rows: Vec<Row>,
-    /// What the rows are to reach, where both rows of a ratio were measured.
+    /// What was to be reached, of what was measured.
     pub targets: Vec<Target>,
     /// What a slow child costs its sibling.
     #[serde(skip_serializing_if = "Vec::is_empty")]

@@ -29,7 +29,8 @@ pub(crate) fn measure(
         notes.push("--slow-child: not measured, loopback cannot be shaped; run as root".into());
         return Ok(Vec::new());
     }
-    let mode = rows.iter().rev().find(|row| row.engine.is_ours()).map(|row| row.mode);
+    let keeps = |row: &&Combination| row.engine.is_ours() && row.mode != Mode::Forward;
+    let mode = rows.iter().rev().find(keeps).map(|row| row.mode);
     let Some(mode) = mode else {
         notes.push("--slow-child: not measured, no engine of ours was asked for".into());
         return Ok(Vec::new());

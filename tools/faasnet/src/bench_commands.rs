@@ -141,6 +141,9 @@ pub struct KnobArgs {
     /// Buffers on huge pages, in our engines
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "on", value_name = "on|off")]
     pub huge_pages: Option<String>,
+    /// Buffers of a block each, in our engines [default: 24]
+    #[arg(long, value_name = "N")]
+    pub buffers: Option<String>,
     /// How our engines write what they keep, as the agent's flag of this name [default: auto]
     #[arg(long, value_name = "auto|direct|buffered")]
     pub store_write: Option<String>,
@@ -160,6 +163,7 @@ impl KnobArgs {
             ("busy-poll", &self.busy_poll),
             ("sqpoll", &self.sqpoll),
             ("huge-pages", &self.huge_pages),
+            ("buffers", &self.buffers),
             ("store-write", &self.store_write),
         ];
         let mut knobs = Knobs::default();
@@ -231,10 +235,13 @@ async fn idle(global: &Global, seconds: u64) -> Result<()> {
     match global.json {
         true => output::json(&idle),
         false => output::line(format!(
-            "{:.1} MiB without file cache, {:.2} voluntary context switches a second over {:.0} s",
+            "{:.1} MiB without file cache (target: < {}), {:.2} voluntary context switches a second over {:.0} s (target: ≤ {}): {}",
             idle.anonymous_bytes as f64 / f64::from(1u32 << 20),
+            idle::MOST_BYTES >> 20,
             idle.voluntary_switches_per_s,
-            idle.seconds
+            idle.seconds,
+            idle::MOST_SWITCHES_PER_S,
+            if idle.met { "met" } else { "NOT met" }
         )),
     }
 }

@@ -19,7 +19,14 @@ pub struct Idle {
     pub anonymous_bytes: u64,
     /// Voluntary context switches of all threads.
     pub voluntary_switches_per_s: f64,
+    /// Whether that is as little as it has to be: [`MOST_BYTES`], [`MOST_SWITCHES_PER_S`].
+    pub met: bool,
 }
+
+/// An idle agent has less memory than this; what a small host can spare.
+pub const MOST_BYTES: u64 = 32 << 20;
+/// An idle agent wakes up no more often.
+pub const MOST_SWITCHES_PER_S: f64 = 4.0;
 
 /// Watches the process `pid` for `period`.
 pub async fn watch(pid: u32, period: Duration) -> Result<Idle> {
@@ -32,7 +39,9 @@ pub async fn watch(pid: u32, period: Duration) -> Result<Idle> {
     let anonymous_bytes = process::usage(pid).with_context(gone)?.anonymous_bytes;
     // A thread that ended meanwhile takes its last switches along; one that is new began with none.
     let switches: u64 = after.iter().map(|(thread, count)| count - before.get(thread).copied().unwrap_or(0)).sum();
-    Ok(Idle { seconds, anonymous_bytes, voluntary_switches_per_s: switches as f64 / seconds })
+    let voluntary_switches_per_s = switches as f64 / seconds;
+    let met = anonymous_bytes < MOST_BYTES && voluntary_switches_per_s <= MOST_SWITCHES_PER_S;
+    Ok(Idle { seconds, anonymous_bytes, voluntary_switches_per_s, met })
 }
 
 /// The same for an agent that is started for this, beside a controller, with the settings that both have by default.

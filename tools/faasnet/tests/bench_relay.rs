@@ -52,6 +52,14 @@ fn rows_have_their_figures() {
     assert!(report["environment"]["kernel"].is_string());
 }
 
+/// Catches a measurement that means nothing: where nothing is kept a slow child holds the stream by design.
+#[test]
+fn a_slow_child_without_a_store_is_refused() {
+    let output = bench(&["--slow-child", "--mode", "forward", "--engine", "splice"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("--mode keep"), "{said}");
+}
+
 /// Catches an engine that does not exist and is measured as another one.
 #[test]
 fn what_does_not_exist_is_refused() {
@@ -93,9 +101,8 @@ fn a_wrong_knob_names_the_right_ones() {
     let output = bench(&["--sweep", "mut=1500"]);
     assert_eq!(output.status.code(), Some(2));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    for key in
-        ["mtu", "gso", "congestion", "rmem", "wmem", "pipe-bytes", "block-bytes", "busy-poll", "sqpoll", "huge-pages"]
-    {
+    let keys = ["mtu", "gso", "congestion", "rmem", "wmem", "pipe-bytes", "block-bytes", "busy-poll", "sqpoll"];
+    for key in keys.into_iter().chain(["huge-pages", "buffers", "store-write"]) {
         assert!(said.contains(key), "{said}");
     }
     let output = bench(&["--congestion", "warp", "--engine", "copy-256k", "--mode", "forward"]);

@@ -22,8 +22,6 @@ use super::{FUNCTION, Job, KEY, Ledger, Relay, ticket};
 pub(super) struct WorkerRelay {
     worker: WorkerHandle,
     runtime: Runtime,
-    /// Whether blocks come into user space.
-    looks: bool,
     keeps: bool,
     // The image's files; removed when the relay ends.
     _store: Store,
@@ -58,7 +56,7 @@ impl WorkerRelay {
                 other => bail!("{other} is not an agent's engine"),
             },
             patience: Default::default(),
-            buffers: BUFFERS,
+            buffers: job.knobs.buffers.unwrap_or(BUFFERS),
             socket_options: SocketOptions { busy_poll_us: job.knobs.busy_poll_us, ..SocketOptions::default() },
             tuning: tuning(&job.knobs),
             store_write: job.knobs.store_write,
@@ -87,9 +85,7 @@ impl WorkerRelay {
         };
         worker.send(WorkerCommand::Assign(Box::new(assignment)))?;
         let keeps = job.mode != Mode::Forward;
-        // Only `splice` passes on what it has not received into a buffer.
-        let looks = keeps || !matches!(job.engine, Engine::Splice | Engine::Auto);
-        Ok(Self { worker, runtime, looks, keeps, _store: store, _folder: folder })
+        Ok(Self { worker, runtime, keeps, _store: store, _folder: folder })
     }
 }
 
@@ -115,8 +111,8 @@ impl Relay for WorkerRelay {
         if report.edges_failed > 0 || report.bytes_refetched > 0 {
             bail!("not a clean run: {report:?}");
         }
-        // Into a buffer, unless nobody looks at what passes; into the page cache; and what the worker sent to children from buffers.
-        let into_buffers = if self.looks { report.bytes_received } else { 0 };
+        // Into a buffer, unless nobody looks at what passes (only `splice` can do that); into the page cache; and what the worker sent to children from buffers.
+        let into_buffers = if self.keeps || report.mover != "splice" { report.bytes_received } else { 0 };
         let into_cache = if self.keeps { report.bytes_received - report.bytes_direct } else { 0 };
         let copied_bytes = into_buffers + into_cache + report.bytes_copied;
         Ok(Ledger { upstream_bytes: report.bytes_received, copied_bytes })

@@ -3,13 +3,10 @@
 use std::time::Duration;
 
 use faasnet::cluster::{Cluster, ClusterOptions};
-use faasnet::idle::{self, Idle};
+use faasnet::idle::{self, Idle, MOST_BYTES, MOST_SWITCHES_PER_S};
 
-use crate::common::{MIB, exe, shared};
+use crate::common::{exe, shared};
 
-/// Of its own; what a small host can spare.
-const MOST_BYTES: u64 = 32 * MIB;
-const MOST_SWITCHES_PER_S: f64 = 4.0;
 /// Several heartbeats and several of a worker's longest waits.
 const PERIOD: Duration = Duration::from_secs(12);
 

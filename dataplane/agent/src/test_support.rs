@@ -141,7 +141,7 @@ pub(crate) async fn eventually<T>(what: &str, mut holds: impl FnMut() -> Option<
     }
 }
 
-/// What a worker might report: 11 bytes received, the rest zero.
+/// What a worker might report: 11 bytes received and written directly, the rest zero.
 pub(crate) fn report(function: FunctionId, image: ImageId, epoch: u64, state: ReportState) -> FunctionReport {
     FunctionReport {
         function,
@@ -156,7 +156,7 @@ pub(crate) fn report(function: FunctionId, image: ImageId, epoch: u64, state: Re
         bytes_live: 0,
         bytes_from_store: 0,
         bytes_copied: 0,
-        bytes_direct: 0,
+        bytes_direct: 11,
         bytes_by_mover: vec![("copy", 11)],
         mover: "copy",
         mover_reason: "a \"test\"".into(),

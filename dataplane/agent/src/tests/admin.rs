@@ -74,7 +74,10 @@ async fn a_complete_image_can_be_fetched() {
     assert_eq!((&state["name"], &state["functions"][0]), (&"n1".into(), &function));
     let (_, metrics, _) = request(agent.admin, "GET", "/metrics").await;
     let metrics = String::from_utf8(metrics).unwrap();
-    assert!(metrics.contains("faasnet_received_bytes_total{tenant=\"acme\",function=\"resize\"} 11\n"), "{metrics}");
+    for sample in ["faasnet_received_bytes_total", "faasnet_direct_bytes_total"] {
+        let sample = format!("\n{sample}{{tenant=\"acme\",function=\"resize\"}} 11\n");
+        assert!(metrics.contains(&sample), "{sample}: {metrics}");
+    }
     agent.stop().await.unwrap();
 }
 

@@ -33,6 +33,8 @@ pub(super) struct Child {
     pub(super) unleased: bool,
     /// Block that is being read back for it.
     pub(super) loading: Option<BlockIndex>,
+    /// The front of its queue lies on the disk: nothing is sent before it has been read back.
+    pub(super) cold: bool,
     /// `Path` to be sent when the queue is empty; only the latest counts.
     pub(super) new_path: Option<Vec<u8>>,
     /// Blocks are passed to it as they arrive. A child that falls behind is detached, served from the store at its own pace, and
@@ -77,6 +79,7 @@ impl Child {
             stopping: false,
             unleased: false,
             loading: None,
+            cold: false,
             new_path: None,
             attached: false,
             pacing_rate: 0,
@@ -199,9 +202,10 @@ impl Child {
         if self.outbox.sent_bytes() != self.said_bytes {
             (self.said_bytes, self.last_said) = (self.outbox.sent_bytes(), io.now());
         }
+        self.cold = matches!(flushed, Flushed::Cold);
         match flushed {
             Flushed::Empty if self.stopping && self.loading.is_none() => Err("stopped as it asked".into()),
-            Flushed::Empty | Flushed::InFlight => Ok(()),
+            Flushed::Empty | Flushed::InFlight | Flushed::Cold => Ok(()),
             Flushed::Blocked => {
                 io.arm(self.id, &self.fd, Direction::Write);
                 Ok(())
@@ -274,6 +278,6 @@ pub(super) fn append_stored(
         return false;
     }
     child.outbox.bytes(header.to_vec());
-    child.outbox.stored(image.file(), place.file_offset, place.len as usize);
+    child.outbox.stored(image.file(), block, place.file_offset, place.len as usize);
     true
 }

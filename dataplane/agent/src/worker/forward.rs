@@ -43,8 +43,7 @@ pub(super) fn forward(
     let mut consumed = 0;
     if let ([_, ..], Some(gauge)) = (&piping[..], transit.gauge) {
         consumed = fill_up(gauge, socket, total);
-        let is_telling = consumed < total || total >= gauge.slots() * LARGE_FRAGMENT;
-        fragment_bytes = is_telling.then_some(consumed / gauge.slots());
+        fragment_bytes = fragment(gauge, consumed, total);
         copied += spread(gauge, lease, 0, consumed, total, children, &mut piping)?;
     }
     match (&piping[..], transit.pipe) {
@@ -73,8 +72,14 @@ pub(super) fn forward(
 /// A frame that fits the gauge with fragments of this size says that they are large.
 const LARGE_FRAGMENT: usize = 8 << 10;
 
+/// The size of the fragments of which `filled` bytes, of a frame of `total`, went into the gauge; of large ones a lower bound.
+pub(super) fn fragment(gauge: &Pipe, filled: usize, total: usize) -> Option<usize> {
+    let is_telling = filled < total || total >= gauge.slots() * LARGE_FRAGMENT;
+    is_telling.then_some(filled / gauge.slots())
+}
+
 /// Fills `pipe` from the socket, in which `len` bytes lie, until either is done: one call may stop short of both.
-fn fill_up(pipe: &Pipe, socket: BorrowedFd<'_>, len: usize) -> usize {
+pub(super) fn fill_up(pipe: &Pipe, socket: BorrowedFd<'_>, len: usize) -> usize {
     let mut filled = 0;
     while filled < len {
         match pipe.fill_from_socket(socket, len - filled) {

@@ -303,7 +303,7 @@ impl Inbox {
             return (!self.read_this).then(|| self.block_until(fd, total));
         }
         if judge.passes_unseen(block) {
-            self.state = HEADER;
+            (self.state, self.next_whole) = (HEADER, false);
             return Some(Step::Unseen(block, frame));
         }
         let Some(mut lease) = arena.take() else { return Some(Step::NoLease) };

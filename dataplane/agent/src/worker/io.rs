@@ -64,6 +64,8 @@ pub(super) enum Purpose {
     },
     /// A read-back for this child.
     ReadBack(ConnId),
+    /// The same for the block at the front of its queue, which has left memory.
+    Warm(ConnId),
 }
 
 /// What became ready.
@@ -211,13 +213,12 @@ impl Io {
     /// Writes a verified block into the image file. `read_soon`: somebody is about to need it from there.
     pub(super) fn keep(&mut self, mut op: DiskOp, read_soon: bool) {
         let offset = self.file_offset(&op);
-        let slow = self.disk_is_slow && self.writes_are_many();
+        let cached = read_soon || self.disk_is_behind();
         let Purpose::Keep { lease, len, direct, ticks } = &mut op.purpose else { return };
         let wanted = match self.write_mode {
             WriteMode::Buffered => false,
             WriteMode::Direct => true,
-            // What a disk slower than the network leaves waiting goes through the page cache first, which has more room.
-            WriteMode::Auto => !read_soon && *len >= MIN_DIRECT_BYTES && !slow,
+            WriteMode::Auto => !cached && *len >= MIN_DIRECT_BYTES,
         };
         *ticks = 0;
         let file = wanted.then(|| op.image.direct_file(offset, *len as u64)).flatten();
@@ -237,6 +238,12 @@ impl Io {
             self.keep(op.clone(), false);
         }
         again
+    }
+
+    /// Whether blocks go through the page cache, which has more room than our buffers: because the disk is slow, or because it has so
+    /// many of them that receiving would next wait for it. It keeps those that it has, so both are filled at once.
+    fn disk_is_behind(&self) -> bool {
+        self.writes_are_many() && (self.disk_is_slow || self.arena.free() <= RESERVED_LEASES)
     }
 
     /// Whether so many buffers wait for the disk that others want for them.
@@ -285,6 +292,13 @@ impl Io {
                 self.disk_is_slow |= *ticks >= SLOW_TICKS;
             }
         }
+    }
+
+    /// Writes past the page cache that are under way.
+    #[cfg(test)]
+    pub(super) fn direct_writes(&self) -> usize {
+        let is_direct = |op: &&DiskOp| matches!(op.purpose, Purpose::Keep { direct: true, .. });
+        self.disk.values().filter(is_direct).count()
     }
 
     /// Whether writes or reads are in flight.

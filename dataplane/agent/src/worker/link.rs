@@ -91,7 +91,8 @@ impl Link {
     /// Sends what the socket takes.
     pub(super) fn flush(&mut self, io: &mut Io) -> Result<(), String> {
         match self.outbox.flush(self.fd.as_fd(), None) {
-            Flushed::Empty | Flushed::InFlight => Ok(()),
+            // A link sends nothing from a file.
+            Flushed::Empty | Flushed::InFlight | Flushed::Cold => Ok(()),
             Flushed::Blocked => {
                 io.arm(self.id, &self.fd, Direction::Write);
                 Ok(())

@@ -10,14 +10,20 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use faasnet_ring::{Driver, Lease, Outcome, Pipe, Token, socket};
+use faasnet_api::BlockIndex;
+use faasnet_ring::{Driver, Lease, Outcome, Pipe, Token, file, socket};
 
 enum Segment {
     Bytes(Vec<u8>, usize),
     /// So many bytes at the front of the pipe.
     Piped(usize),
     Leased(Lease, Range<usize>),
-    Stored(Arc<File>, u64, usize),
+    Stored {
+        file: Arc<File>,
+        block: BlockIndex,
+        offset: u64,
+        left: usize,
+    },
 }
 
 /// What flushing came to.
@@ -29,6 +35,8 @@ pub(super) enum Flushed {
     Blocked,
     /// The driver sends; [`Outbox::sent`] goes on.
     InFlight,
+    /// What comes next lies in the file and not in memory: sending it would wait for the disk. [`Outbox::warmed`] goes on.
+    Cold,
     /// The connection or the file is broken.
     Failed(String),
 }
@@ -108,10 +116,29 @@ impl Outbox {
         self.queue.push_back(Segment::Bytes(bytes, 0));
     }
 
-    /// Queues bytes of the image file.
-    pub(super) fn stored(&mut self, file: &Arc<File>, offset: u64, len: usize) {
+    /// Queues the `len` bytes of a block at `offset` of the image file. Whether they are in memory is asked again each time before
+    /// some of them are sent: a child that is slow to take them leaves the kernel time to drop them.
+    pub(super) fn stored(&mut self, file: &Arc<File>, block: BlockIndex, offset: u64, len: usize) {
         self.queued_bytes += len;
-        self.queue.push_back(Segment::Stored(Arc::clone(file), offset, len));
+        self.queue.push_back(Segment::Stored { file: Arc::clone(file), block, offset, left: len });
+    }
+
+    /// The block that has to be read back after [`Flushed::Cold`].
+    pub(super) fn cold_block(&self) -> Option<BlockIndex> {
+        match self.queue.front() {
+            Some(Segment::Stored { block, .. }) => Some(*block),
+            _ => None,
+        }
+    }
+
+    /// The cold block has been read back and ends at `end` of `lease`: what is left of it is sent from there.
+    pub(super) fn warmed(&mut self, lease: Lease, end: usize) {
+        if let Some(front) = self.queue.front_mut()
+            && let Segment::Stored { left, .. } = front
+        {
+            *front = Segment::Leased(lease, end - *left..end);
+            self.leases += 1;
+        }
     }
 
     /// Sends until the queue is empty or the socket takes no more. With a driver, buffers are sent by it.
@@ -126,6 +153,9 @@ impl Outbox {
                 driver.send(fd, lease.clone(), range.clone(), *token);
                 self.in_flight = true;
                 return Flushed::InFlight;
+            }
+            if front.is_cold() {
+                return Flushed::Cold;
             }
             let outcome = front.send(fd, self.pipe.as_ref(), more);
             match self.moved(outcome) {
@@ -187,7 +217,7 @@ impl Segment {
                 advance(&outcome, |moved| range.start += moved);
                 outcome
             }
-            Self::Stored(file, offset, left) => {
+            Self::Stored { file, offset, left, .. } => {
                 let outcome = socket::sendfile(fd, file, *offset, *left);
                 advance(&outcome, |moved| {
                     *offset += moved as u64;
@@ -198,10 +228,18 @@ impl Segment {
         }
     }
 
+    /// Whether sending would wait for the disk; where the kernel cannot tell, it might.
+    fn is_cold(&self) -> bool {
+        match self {
+            Self::Stored { file, offset, left, .. } => file::resident(file, *offset, *left as u64) != Some(true),
+            _ => false,
+        }
+    }
+
     fn is_done(&self) -> bool {
         match self {
             Self::Bytes(bytes, sent) => *sent == bytes.len(),
-            Self::Piped(left) | Self::Stored(_, _, left) => *left == 0,
+            Self::Piped(left) | Self::Stored { left, .. } => *left == 0,
             Self::Leased(_, range) => range.is_empty(),
         }
     }
@@ -210,5 +248,68 @@ impl Segment {
 fn advance(outcome: &Outcome, by: impl FnOnce(usize)) {
     if let Outcome::Moved(moved) = outcome {
         by(*moved);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    use faasnet_ring::Arena;
+
+    use super::*;
+
+    /// More than a socket takes at once.
+    const LEN: usize = 4 << 20;
+    const BLOCK: BlockIndex = BlockIndex(3);
+
+    /// Catches a worker that waits for the disk because what was in memory when it was queued has left since, and bytes that are lost or
+    /// sent twice where the rest of a frame changes from the file to a buffer.
+    #[test]
+    fn what_left_memory_on_its_way_is_read_back() {
+        let mut source = tempfile::NamedTempFile::new().unwrap();
+        let bytes: Vec<u8> = (0..LEN).map(|n| (n % 251) as u8).collect();
+        source.write_all(&bytes).unwrap();
+        let data = Arc::new(source.reopen().unwrap());
+        let evict = || file::release(&data, 0..LEN as u64).unwrap();
+        evict();
+        if file::resident(&data, 0, LEN as u64) != Some(false) {
+            eprintln!("SKIPPED: {} is memory, or this kernel does not tell what is cached", source.path().display());
+            return;
+        }
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let mut outbox = Outbox::default();
+        outbox.bytes(vec![1; 16]);
+        outbox.stored(&data, BLOCK, 0, LEN);
+        outbox.bytes(vec![2; 16]);
+        assert!(matches!(outbox.flush(ours.as_fd(), None), Flushed::Cold));
+        assert_eq!((outbox.sent_bytes(), outbox.cold_block()), (16, Some(BLOCK)));
+        // In memory again: as much goes as the socket takes.
+        (&*data).read_exact(&mut vec![0; LEN]).unwrap();
+        assert!(matches!(outbox.flush(ours.as_fd(), None), Flushed::Blocked));
+        let sent = outbox.sent_bytes() as usize - 16;
+        assert!(sent > 0 && sent < LEN, "{sent} of {LEN} bytes fit a socket");
+        let mut got = vec![0; 16 + sent];
+        theirs.read_exact(&mut got).unwrap();
+        evict();
+        // What a socket still refers to stays in memory; all of the rest does not.
+        assert!(matches!(outbox.flush(ours.as_fd(), None), Flushed::Cold));
+        assert_eq!(outbox.sent_bytes() as usize - 16, sent);
+        let arena = Arena::new(1, LEN).unwrap();
+        let mut lease = arena.take().unwrap();
+        lease[100..100 + LEN].copy_from_slice(&bytes);
+        outbox.warmed(lease.freeze(), 100 + LEN);
+        while got.len() < 16 + LEN + 16 {
+            outbox.flush(ours.as_fd(), None);
+            let mut part =
+                vec![0; (16 + LEN + 16 - got.len()).min(64 << 10).min(outbox.sent_bytes() as usize - got.len())];
+            theirs.read_exact(&mut part).unwrap();
+            got.extend(part);
+        }
+        assert!(got[..16] == [1; 16] && got[16..16 + LEN] == bytes && got[16 + LEN..] == [2; 16]);
+        assert_eq!((outbox.queued_bytes(), outbox.has_room_for_lease()), (0, true));
     }
 }

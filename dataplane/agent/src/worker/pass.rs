@@ -8,22 +8,32 @@ use std::os::fd::BorrowedFd;
 use faasnet_ring::{Outcome, Pipe, socket};
 
 use super::child::{Child, hand_over, tee};
+use super::forward::{Forwarded, Transit, discard, fill_up, fragment};
 
-/// Passes a whole frame of `total` bytes that lies in `socket` to `live` (indexes into `children`), and consumes it. Returns how many
-/// bytes were copied; an error means that the socket broke.
+/// Passes a whole frame of `total` bytes that lies in `socket` to `live` (indexes into `children`), and consumes it. An
+/// error means that the socket broke.
 pub(super) fn pass(
     socket: BorrowedFd<'_>,
-    transit: &Pipe,
+    transit: &Transit<'_>,
     total: usize,
     children: &mut [Child],
     live: &[usize],
-) -> Result<usize, String> {
-    let (mut passed, mut copied) = (0, 0);
-    let Some((last, others)) = live.split_last() else { return super::forward::discard(socket, total).map(|()| 0) };
+) -> Result<Forwarded, String> {
+    let (mut passed, mut copied, mut fragment_bytes) = (0, 0, None);
+    let Some((last, others)) = live.split_last() else {
+        return discard(socket, total).map(|()| Forwarded::default());
+    };
+    let mut gauge = transit.gauge;
     while passed < total {
-        let Outcome::Moved(arrived @ 1..) = transit.fill_from_socket(socket, total - passed) else {
+        let measures = gauge.is_some();
+        let Some(transit) = gauge.take().or(transit.pipe) else { return Err("forward-only needs a pipe".into()) };
+        let arrived = if measures { fill_up(transit, socket, total) } else { fill(transit, socket, total - passed) };
+        if measures {
+            fragment_bytes = fragment(transit, arrived, total);
+        }
+        if arrived == 0 {
             return Err("a frame that lay in the socket vanished".into());
-        };
+        }
         passed += arrived;
         let short: Vec<(usize, usize)> = others
             .iter()
@@ -51,7 +61,15 @@ pub(super) fn pass(
             children[index].outbox.bytes(rest[from..].to_vec());
         }
     }
-    Ok(copied)
+    Ok(Forwarded { copied, fragment_bytes })
+}
+
+/// Moves what one call takes of the `len` bytes in the socket.
+fn fill(pipe: &Pipe, socket: BorrowedFd<'_>, len: usize) -> usize {
+    match pipe.fill_from_socket(socket, len) {
+        Outcome::Moved(moved) => moved,
+        _ => 0,
+    }
 }
 
 fn read_pipe(pipe: &Pipe, mut bytes: &mut [u8]) -> Result<(), String> {

@@ -24,6 +24,7 @@ use crate::test_support::{claims, controller_key, node_key, ticket_for, trust};
 
 mod differential;
 mod keeping;
+mod slow_disk;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -116,22 +117,7 @@ impl Node {
 
     async fn keeping(dir: TempDir, options: StoreOptions, adjust: impl FnOnce(&mut WorkerConfig)) -> Self {
         let store = Store::open_with(dir.path(), options.clone()).unwrap();
-        let mut config = WorkerConfig {
-            listen: "127.0.0.1:0".parse().unwrap(),
-            advertise: None,
-            node: store.node_id(),
-            trust: trust(),
-            feed: "127.0.0.1:1".parse().unwrap(),
-            engine: Engine::Auto,
-            // A busy machine must not look like a silent parent.
-            patience: Patience { silence: Duration::from_secs(1), ..Patience::default() },
-            buffers: 16,
-            socket_options: SocketOptions::default(),
-            tuning: Tuning::default(),
-            verify: options.verify,
-            store_write: options.write,
-            forward_only: false,
-        };
+        let mut config = config_of(&store, &options);
         adjust(&mut config);
         let worker = start(config).await.unwrap();
         Self { worker, store, events: Vec::new(), stored: None, _dir: dir }
@@ -212,6 +198,26 @@ impl Node {
             assert!(stored.read_block(block).unwrap() == image.block(block), "block {} differs", block.0);
         }
         report
+    }
+}
+
+/// What a worker of the node with this store needs.
+fn config_of(store: &Store, options: &StoreOptions) -> WorkerConfig {
+    WorkerConfig {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        advertise: None,
+        node: store.node_id(),
+        trust: trust(),
+        feed: "127.0.0.1:1".parse().unwrap(),
+        engine: Engine::Auto,
+        // A busy machine must not look like a silent parent.
+        patience: Patience { silence: Duration::from_secs(1), ..Patience::default() },
+        buffers: 16,
+        socket_options: SocketOptions::default(),
+        tuning: Tuning::default(),
+        verify: options.verify,
+        store_write: options.write,
+        forward_only: false,
     }
 }
 

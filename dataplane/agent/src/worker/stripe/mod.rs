@@ -219,12 +219,20 @@ impl Stripe {
 
     /// A block that was read back for a child is in `lease`.
     pub(super) fn loaded(&mut self, op: &DiskOp, mut lease: LeaseMut, shared: &mut Shared, io: &mut Io) {
-        let Purpose::ReadBack(id) = op.purpose else { return };
+        let (Purpose::ReadBack(id) | Purpose::Warm(id)) = op.purpose else { return };
         let child = self.children.iter().position(|child| child.id == id);
         let (Some(index), Some(frame)) = (child, self.core.frame_of(op.block)) else { return };
+        let (child, end) = (&mut self.children[index], FRAME_START + frame.total_bytes());
+        child.loading = None;
+        if matches!(op.purpose, Purpose::Warm(_)) {
+            // Counted when it was queued.
+            shared.counters.bytes_copied += u64::from(frame.len);
+            child.cold = false;
+            child.outbox.warmed(lease.freeze(), end);
+            return self.serve(index, shared, io);
+        }
         lease[FRAME_START..HEADROOM_BYTES].copy_from_slice(&frame.header());
-        self.children[index].loading = None;
-        self.children[index].outbox.leased(lease.freeze(), FRAME_START..FRAME_START + frame.total_bytes());
+        child.outbox.leased(lease.freeze(), FRAME_START..end);
         shared.counters.bytes_from_store += u64::from(frame.len);
         shared.counters.bytes_copied += u64::from(frame.len);
         self.serve(index, shared, io);

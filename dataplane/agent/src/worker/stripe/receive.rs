@@ -270,10 +270,12 @@ impl Stripe {
         self.core.upstreams.block(link.link, io.now());
         shared.journal.stalls[self.id.index()].block(io.now());
         let live = if self.core.received(block) { self.take_live(block, total, true, io) } else { Vec::new() };
-        let Some(transit) = io.transit(false).pipe else { return Err(LinkEnd::new("forward-only needs a pipe")) };
-        let passed = pass(self.links[index].fd(), transit, total, &mut self.children, &live);
+        let transit = io.transit(self.links[index].mover.is_gauge_due());
+        let passed = pass(self.links[index].fd(), &transit, total, &mut self.children, &live);
         shared.counters.bytes_live += live.len() as u64 * u64::from(frame.len);
-        shared.counters.bytes_copied += passed.map_err(LinkEnd::new)? as u64;
+        let Forwarded { copied, fragment_bytes } = passed.map_err(LinkEnd::new)?;
+        shared.counters.bytes_copied += copied as u64;
+        self.adapt(index, fragment_bytes);
         for index in live.into_iter().rev() {
             self.serve(index, shared, io);
         }

@@ -11,12 +11,18 @@ use super::{Stripe, TURN};
 impl Stripe {
     /// Sends a child what is queued and then what it is owed and is here, until its socket takes no more.
     pub(super) fn serve(&mut self, index: usize, shared: &mut Shared, io: &mut Io) {
+        if self.children[index].cold {
+            return self.warm(index, shared, io);
+        }
         for turn in 0..=TURN {
             let appended = turn < TURN && self.append_from_store(index, shared, io);
             let child = &mut self.children[index];
             if let Err(reason) = child.flush(io) {
                 tracing::debug!(child = %child.node, stripe = self.id.0, reason, "child lost");
                 return self.remove_child(index, io);
+            }
+            if child.cold {
+                return self.warm(index, shared, io);
             }
             if !appended {
                 break;
@@ -62,6 +68,28 @@ impl Stripe {
             }
         }
         false
+    }
+
+    /// Has the front of a child's queue read back: it left memory after it was queued, and a worker does not wait for a disk.
+    fn warm(&mut self, index: usize, shared: &Shared, io: &mut Io) {
+        let child = &mut self.children[index];
+        let (Some(block), Some(stored)) = (child.outbox.cold_block(), &shared.stored) else { return };
+        let Some(frame) = self.core.frame_of(block) else { return };
+        if child.loading.is_some() {
+            // Its own turn comes when that is here.
+            return;
+        }
+        let Some(lease) = io.lease_for_sending() else {
+            child.unleased = true;
+            return;
+        };
+        child.loading = Some(block);
+        let (image, purpose) = (std::sync::Arc::clone(stored), Purpose::Warm(child.id));
+        io.read_back(
+            DiskOp { function: shared.function, image, stripe: self.id, block, purpose },
+            lease,
+            frame.len as usize,
+        );
     }
 
     /// Queues a block that the child is owed and that is on its way to the disk, from its buffer: it need not wait for the write, nor

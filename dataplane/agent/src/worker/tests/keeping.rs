@@ -176,6 +176,36 @@ async fn what_is_only_forwarded_reaches_the_children_and_no_disk() {
     drop(parent.join().unwrap());
 }
 
+/// Catches a forward-only worker that goes on splicing where a card hands up single packets.
+#[tokio::test]
+async fn small_fragments_change_the_mover_where_nothing_is_kept() {
+    let image = Image::new(&[8 << 20]);
+    let mut node = Node::keeping(TempDir::new().unwrap(), StoreOptions::default(), |config| {
+        config.forward_only = true;
+    })
+    .await;
+    node.stored = Some(node.store.open_image("t", Arc::clone(&image.descriptor)).unwrap());
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let parent = Target::Node(NodeId([0xaa; 16]), listener.local_addr().unwrap());
+    let id = NodeId([0xb1; 16]);
+    let mut child = Stranger::connect(node.worker.data_address());
+    child.greet(&hello_of(&image, id));
+    child.write(&wire::encode_want(&[0xff; 4]));
+    node.assign(&image, 1, &[(parent, &[], &[id])]);
+    // It is served before there is anything to pass on.
+    while child.read().0.kind != Kind::Welcome {}
+    while child.read().0.kind != Kind::Waiting {}
+    let feeder = serve_in_parts(&image, listener, 1400);
+    for block in (0..image.geometry().blocks()).map(BlockIndex) {
+        let (_, payload) =
+            std::iter::repeat_with(|| child.read()).find(|(frame, _)| frame.kind == Kind::Block).unwrap();
+        assert!(payload == image.block(block), "block {} differs", block.0);
+    }
+    let report = node.until("complete", |report| report.state == ReportState::Complete).await;
+    assert!(report.mover != "splice" && report.mover_reason.contains("fragments of"), "{report:?}");
+    feeder.join().unwrap();
+}
+
 /// Runs `work` in a folder that is a file system of this type and options of its own.
 async fn on<F: Future<Output = ()>>(kind: &str, options: &str, work: impl FnOnce(TempDir) -> F) {
     let mount = TempDir::new().unwrap();

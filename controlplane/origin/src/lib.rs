@@ -16,6 +16,7 @@ mod http;
 mod layout;
 pub mod manifest;
 mod options;
+pub mod range;
 mod reader;
 mod reference;
 mod registry;
@@ -26,7 +27,7 @@ pub use error::Error;
 pub use layout::Layout;
 pub use options::SourceOptions;
 pub use reader::BlobReader;
-pub use reference::{Reference, RegistryReference, Target};
+pub use reference::{Reference, RegistryReference, Target, image_names};
 pub use registry::Registry;
 pub use source::{BlobStream, Manifest, Source};
 

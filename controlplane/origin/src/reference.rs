@@ -98,8 +98,17 @@ impl Reference {
     }
 }
 
+/// The one spelling by which images are told apart: `registry/repository:tag`, or with `@` and the digest if there is one.
+impl fmt::Display for RegistryReference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sign = if self.digest.is_some() { '@' } else { ':' };
+        write!(f, "{}/{}{sign}{}", self.registry, self.repository, self.target())
+    }
+}
+
 impl RegistryReference {
-    fn parse(text: &str) -> Result<Self, Error> {
+    /// Parses `[registry[:port]/]repository[:tag][@digest]` without a look at the file system.
+    pub fn parse(text: &str) -> Result<Self, Error> {
         let refuse = |reason: &str| Error::Reference { text: text.into(), reason: reason.into() };
         if text.contains("://") {
             return Err(refuse("a scheme does not belong there (use --plain-http for HTTP)"));
@@ -134,7 +143,8 @@ impl RegistryReference {
         if !is_tag(tag) {
             return Err(refuse("a tag has 1 to 128 of A-Z, a-z, 0-9, '_', '.', '-'"));
         }
-        if registry.parse::<reqwest::header::HeaderValue>().is_err()
+        if !registry.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '[')
+            || registry.parse::<reqwest::header::HeaderValue>().is_err()
             || reqwest::Url::parse(&format!("http://{registry}")).is_err()
         {
             return Err(refuse("the registry is not host or host:port"));
@@ -155,6 +165,17 @@ impl RegistryReference {
         let scheme = if plain_http || is_loopback(host_of(&self.registry)) { "http" } else { "https" };
         format!("{scheme}://{}", self.registry)
     }
+}
+
+/// The names under which container runtimes ask for an image: `registry/repository@digest`, and what it was registered by. An image that
+/// comes from a layout folder has none.
+pub fn image_names(descriptor: &faasnet_api::Descriptor) -> Vec<String> {
+    let faasnet_api::Origin::Registry { .. } = descriptor.origin() else { return Vec::new() };
+    let Ok(reference) = RegistryReference::parse(descriptor.reference()) else { return Vec::new() };
+    let digest = RegistryReference { digest: Some(descriptor.manifest_digest().into()), ..reference.clone() };
+    let mut names = vec![digest.to_string(), reference.to_string()];
+    names.dedup();
+    names
 }
 
 /// The host without its port.
@@ -223,6 +244,8 @@ mod tests {
             let got = registry(text);
             assert_eq!((&*got.registry, &*got.repository, &*got.tag), (host, repository, tag), "{text}");
             assert_eq!(got.target(), Target::Tag(tag.into()));
+            assert_eq!(got.to_string(), format!("{host}/{repository}:{tag}"));
+            assert_eq!(registry(&got.to_string()), got, "the one spelling means the same");
             assert_eq!(registry(&format!("{text}@{digest}")).target(), Target::Digest(digest.clone()));
         }
     }

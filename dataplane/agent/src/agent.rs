@@ -1,6 +1,6 @@
 //! One running agent: puts the parts together at start and takes them apart in order at the end.
 //!
-//! LIFECYCLE: store open → feed, admin and data ports bound → running (session, feed, admin, control, each one task) → stop: session and
+//! LIFECYCLE: store open → feed, admin and data ports bound → running (session, feed, admin, mirror, control, each one task) → stop: session and
 //! control end, the worker finishes its writes, open images are synced.
 
 use std::future::Future;
@@ -21,6 +21,7 @@ use crate::control::{Channels, Control, Handles, Kept};
 use crate::feed::{self, Counters, Feed};
 use crate::link::WorkerLink;
 use crate::memory::Memory;
+use crate::mirror::{self, Door};
 use crate::node_key;
 use crate::session::{Session, Standing};
 use crate::trust::Trust;
@@ -44,6 +45,7 @@ pub(crate) struct Parts<W> {
     session: Session,
     feed: Feed,
     admin: Admin,
+    mirror: Door,
     shared: admin::Shared,
 }
 
@@ -66,6 +68,7 @@ impl<W: WorkerLink> Parts<W> {
         };
         let (store, key, advertise) = tokio::task::spawn_blocking(opening).await??;
         let admin = Admin::bind(config.admin).await?;
+        let mirror = Door::bind(&config.mirror_listen).await?;
         let memory = Memory::open(store.path());
         let (keys, known_keys) = watch::channel(memory.keys());
         let public = key.public();
@@ -101,6 +104,8 @@ impl<W: WorkerLink> Parts<W> {
         let shared = admin::Shared {
             identity: identity.clone(),
             admin_address: admin.address()?,
+            mirror_address: mirror.address()?,
+            mirror: Arc::new(mirror::Counters::default()),
             view,
             inputs,
             feed: counters,
@@ -108,7 +113,7 @@ impl<W: WorkerLink> Parts<W> {
             leases: worker.leases(),
         };
         let control = Control::new(identity, Kept { store, memory, keys }, worker, channels);
-        Ok(Self { control, session, feed, admin, shared })
+        Ok(Self { control, session, feed, admin, mirror, shared })
     }
 
     /// Who this agent is.
@@ -119,6 +124,11 @@ impl<W: WorkerLink> Parts<W> {
     /// Where the admin endpoint listens.
     pub(crate) fn admin_address(&self) -> SocketAddr {
         self.shared.admin_address
+    }
+
+    /// Where the mirror listens, if it listens by TCP.
+    pub(crate) fn mirror_address(&self) -> Option<SocketAddr> {
+        self.shared.mirror_address
     }
 
     /// Ready when the controller has accepted this agent, or cannot be reached; never, if the agent ends before.
@@ -134,10 +144,12 @@ impl<W: WorkerLink> Parts<W> {
 
     /// Runs until `shutdown` is ready, then stops in order. An error if the worker ended before that.
     pub(crate) async fn run_until(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
-        let Self { mut control, session, feed, admin, shared } = self;
+        let Self { mut control, session, feed, admin, mirror, shared } = self;
         let stop = CancellationToken::new();
         let feed = tokio::spawn(feed.run());
         let session = tokio::spawn(session.run(stop.clone()));
+        let served = mirror.run(shared.view.clone(), shared.inputs.clone(), shared.mirror.clone(), stop.clone());
+        let mirror = tokio::spawn(served);
         let mut admin = tokio::spawn(admin.run(shared, stop.clone()));
         let running = tokio::select! {
             ended = control.run(&stop) => ended,
@@ -146,6 +158,8 @@ impl<W: WorkerLink> Parts<W> {
         tracing::info!("the agent stops");
         stop.cancel();
         let (worker, images, memory) = control.into_parts();
+        // Its connections hold images open; it ends them at once.
+        let mirror = mirror.await;
         // The session's own farewell is bounded.
         let session = session.await;
         memory.close().await;
@@ -159,6 +173,7 @@ impl<W: WorkerLink> Parts<W> {
             admin.abort();
         }
         running?;
+        mirror.context("the mirror ended badly")?;
         session.context("the controller session ended badly")?;
         synced.context("the worker ended badly")?
     }

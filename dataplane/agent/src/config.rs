@@ -14,6 +14,7 @@ use faasnet_ring::{DriverOptions, SocketOptions};
 use faasnet_store::{StoreOptions, WriteMode};
 use serde::{Deserialize, Serialize, Serializer};
 
+use crate::mirror::listen::MirrorListen;
 use crate::tuning::{PIPE_BYTES, Pin, Tuning};
 
 /// More threads than any host has use for.
@@ -37,6 +38,10 @@ pub struct Config {
     pub advertise: Option<SocketAddr>,
     /// Where the admin endpoint listens; loopback only.
     pub admin: SocketAddr,
+    /// Where this host's container runtimes pull from: `IP:port`, `unix:/path`, or `off`.
+    pub mirror_listen: MirrorListen,
+    /// Let other hosts reach the mirror too: whoever can, reads every image of this node.
+    pub mirror_remote: bool,
     /// Where images and the node's id are kept.
     pub store_dir: PathBuf,
     /// The most bytes that images may take in the store; by default what the file system has.
@@ -166,6 +171,8 @@ impl Default for Config {
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 7410),
             advertise: None,
             admin: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7411),
+            mirror_listen: MirrorListen::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7412)),
+            mirror_remote: false,
             store_dir: "/var/lib/faasnet".into(),
             store_quota_bytes: None,
             store_write: WriteMode::default(),
@@ -321,6 +328,16 @@ impl Config {
                 self.admin
             )
         })?;
+        let is_local = match &self.mirror_listen {
+            MirrorListen::Tcp(address) => address.ip().is_loopback(),
+            MirrorListen::Off | MirrorListen::Unix(_) => true,
+        };
+        ensure(is_local || self.mirror_remote, "mirror_listen", || {
+            format!(
+                "{} is not a loopback address; the mirror has no access control, so it stays on this host unless mirror_remote says otherwise",
+                self.mirror_listen
+            )
+        })?;
         ensure(self.admin != self.listen || self.admin.port() == 0, "admin", || {
             format!("{} is also the data address (listen); give one of them another port", self.admin)
         })?;
@@ -451,6 +468,7 @@ mod tests {
         assert_eq!(config, Config::default());
         assert_eq!(config.listen.to_string(), "0.0.0.0:7410");
         assert_eq!(config.admin.to_string(), "127.0.0.1:7411");
+        assert_eq!(config.mirror_listen.to_string(), "127.0.0.1:7412");
         let times = (config.silence_ms, config.waiting_move_ms, config.guest_ms, config.waiting_every_ms);
         assert_eq!(times, (250, 2000, 5000, 50));
         valid().validate().unwrap();
@@ -493,6 +511,9 @@ mod tests {
     fn impossible_values_are_refused() {
         let any: SocketAddr = "0.0.0.0:7411".parse().unwrap();
         assert!(problem(Config { admin: any, ..valid() }).contains("loopback"));
+        let mirror_listen = MirrorListen::Tcp(any);
+        assert!(problem(Config { mirror_listen: mirror_listen.clone(), ..valid() }).contains("mirror_remote"));
+        Config { mirror_listen, mirror_remote: true, ..valid() }.validate().unwrap();
         let listen = valid().admin;
         assert!(problem(Config { listen, ..valid() }).contains("another port"));
         assert!(problem(Config { advertise: Some(any), ..valid() }).contains("unspecified"));

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::link::{WorkerEnded, WorkerLink};
 use crate::memory::{self, Memory};
+use crate::mirror::questions::{ImageAnswer, ImageQuestions};
 use crate::session::commands::{AssignOrder, Order};
 use crate::session::events;
 use crate::table::{Decision, Phase, Table, Use};
@@ -41,6 +42,12 @@ pub(crate) enum Input {
     Opened(Opened),
     /// A complete image could not be made durable.
     NotDurable { function: FunctionId, image: ImageId, reason: String },
+    /// The runtime on this host asks for an image that is not here; the answer goes there.
+    Image { reference: String, answer: ImageAnswer },
+    /// Somebody on this host waits for these blocks.
+    Hurry { function: FunctionId, image: ImageId, blocks: Vec<BlockIndex> },
+    /// What is on the disk is not what was verified.
+    Damaged { function: FunctionId, image: ImageId, reason: String },
     /// The origin sent bytes that are not the image's, twice.
     OriginLied { function: FunctionId, stripe: Stripe, reason: String },
 }
@@ -78,6 +85,8 @@ pub(crate) struct Control<W> {
     /// Joins that were asked for and not answered yet.
     joins: BTreeMap<FunctionId, (String, String)>,
     refused: BTreeMap<FunctionId, String>,
+    /// Images that the runtime asked for and the controller has not answered.
+    images: ImageQuestions,
     uplink: Option<mpsc::Sender<v1::Event>>,
     term: Option<u64>,
     pace: Pace,
@@ -137,6 +146,7 @@ impl<W: WorkerLink> Control<W> {
             at_worker: BTreeSet::new(),
             joins: BTreeMap::new(),
             refused: BTreeMap::new(),
+            images: ImageQuestions::default(),
             uplink: None,
             term: None,
             pace: Pace { busy: Duration::from_millis(500), idle: Duration::from_secs(5) },
@@ -174,12 +184,21 @@ impl<W: WorkerLink> Control<W> {
             Input::Attach(uplink) => self.attach(uplink)?,
             Input::Detached => {
                 (self.uplink, self.term) = (None, None);
+                self.images.clear();
                 self.remember()?;
             }
             Input::Order(order) => self.take_order(*order)?,
             Input::Join { tenant, name } => self.join(tenant, name),
             Input::Opened(opened) => self.opened(opened)?,
+            Input::Image { reference, answer } => self.want_image(reference, answer),
+            Input::Hurry { function, image, blocks } => {
+                self.worker.send(WorkerCommand::Hurry { function, image, blocks })?;
+            }
             Input::NotDurable { function, image, reason } => self.fail(function, image, reason),
+            Input::Damaged { function, image, reason } => {
+                self.worker.send(WorkerCommand::FailImage { function, image, reason: reason.clone() })?;
+                self.fail(function, image, reason);
+            }
             Input::OriginLied { function, stripe, reason } => {
                 self.up(events::edge_failed(function, stripe, Target::Origin, reason, true, None));
             }
@@ -222,6 +241,7 @@ impl<W: WorkerLink> Control<W> {
                     false => self.up(events::dropped(function)),
                 }
             }
+            Order::ImageAnswer { request, answer } => self.images.answer(request, &answer),
             Order::JoinRefused(refused) => {
                 let function = FunctionId::new(&refused.tenant, &refused.function);
                 tracing::warn!(
@@ -463,6 +483,16 @@ impl<W: WorkerLink> Control<W> {
         }
         self.joins.insert(function, (tenant.clone(), name.clone()));
         self.up(events::join_requested(tenant, name));
+    }
+
+    fn want_image(&mut self, reference: String, answer: ImageAnswer) {
+        // Without a controller nobody knows of more images than this node holds: the answer's end is dropped.
+        if self.uplink.is_none() {
+            return;
+        }
+        if let Some(request) = self.images.ask(&reference, answer) {
+            self.up(events::image_wanted(request, reference));
+        }
     }
 
     fn ask_report(&mut self) -> Result<(), WorkerEnded> {

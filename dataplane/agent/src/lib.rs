@@ -15,6 +15,7 @@ mod control;
 mod feed;
 mod link;
 mod memory;
+pub mod mirror;
 mod node_key;
 mod session;
 mod table;
@@ -36,6 +37,7 @@ use faasnet_api::NodeId;
 pub use config::{Config, ConfigError, Engine, Secret};
 pub use faasnet_store::WriteMode;
 pub use link::{WorkerEnded, WorkerLink};
+pub use mirror::listen::MirrorListen;
 pub use trust::Trust;
 use worker::{WorkerConfig, WorkerHandle};
 
@@ -92,6 +94,11 @@ impl Agent {
     /// Where the admin endpoint listens.
     pub fn admin_address(&self) -> SocketAddr {
         self.0.admin_address()
+    }
+
+    /// Where the mirror listens, if it listens by TCP.
+    pub fn mirror_address(&self) -> Option<SocketAddr> {
+        self.0.mirror_address()
     }
 
     /// Ready as soon as the controller has accepted this agent, or cannot be reached, so that the agent goes on with what it last heard.

@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use faasnet_api::{FunctionId, ImageId};
 use faasnet_store::StoredImage;
@@ -38,6 +39,8 @@ pub(crate) struct Row {
     pub(crate) report: Option<FunctionReport>,
     /// Bytes came or went between the last two reports.
     pub(crate) moved: bool,
+    /// Reads by this host's own runtime; counted by the mirror.
+    pub(crate) uses: Arc<AtomicU64>,
 }
 
 /// Where a row stands; see the module's LIFECYCLE.
@@ -123,7 +126,9 @@ impl Table {
             return Decision::Ignore;
         }
         self.tombstones.retain(|(dropped, _)| *dropped != function);
-        let old = self.rows.remove(&function).filter(|row| row.image == assignment.image);
+        let old = self.rows.remove(&function);
+        let uses = old.as_ref().map(|row| row.uses.clone()).unwrap_or_default();
+        let old = old.filter(|row| row.image == assignment.image);
         let was_opening = old.as_ref().is_some_and(|row| matches!(row.phase, Phase::Opening(_)));
         let was_running = old.as_ref().is_some_and(|row| matches!(row.phase, Phase::Running));
         // A failed attempt leaves nothing: neither its report nor a file that may have had the error.
@@ -139,7 +144,7 @@ impl Table {
         } else {
             (Phase::Opening(Box::new(assignment)), Decision::Open)
         };
-        self.rows.insert(function, Row { tenant, name, image, version, phase, stored, report, moved: false });
+        self.rows.insert(function, Row { tenant, name, image, version, phase, stored, report, moved: false, uses });
         decision
     }
 

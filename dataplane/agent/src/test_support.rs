@@ -165,6 +165,7 @@ pub(crate) fn report(function: FunctionId, image: ImageId, epoch: u64, state: Re
         upstreams: Vec::new(),
         downstreams: Vec::new(),
         levels: vec![0],
+        upstream_waits: false,
         edges_failed: 0,
         blocks_refused: 0,
         journal: Default::default(),

@@ -189,4 +189,5 @@ impl Downstream {
     }
 }
 
-const MAX_DEMANDS: usize = 64;
+/// The most blocks out of turn that one child may ask for at a time, and that this node asks for itself.
+pub const MAX_DEMANDS: usize = 64;

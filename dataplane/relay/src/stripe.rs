@@ -8,7 +8,7 @@ use std::sync::Arc;
 use faasnet_api::{BlockIndex, ChunkIndex, Geometry, NodeId, Stripe};
 
 use crate::blocks::BlockSet;
-use crate::downstream::{Admission, ChildId, Downstream};
+use crate::downstream::{Admission, ChildId, Downstream, MAX_DEMANDS};
 use crate::plan::{Patience, StripePlan, Target};
 use crate::upstream::{Now, Upstreams};
 use crate::wire::{Frame, Hello, Refusal, WaitingFor};
@@ -40,6 +40,8 @@ pub struct StripeRelay {
     pub downstream: Downstream,
     image: Option<ImageState>,
     told_path: Vec<NodeId>,
+    /// Missing blocks for which somebody here or below waits, in the order in which they were asked for.
+    hurried: Vec<BlockIndex>,
 }
 
 #[derive(Debug)]
@@ -77,7 +79,17 @@ impl StripeRelay {
         let mut downstream = Downstream::default();
         downstream.set_planned(&plan.children);
         let upstreams = Upstreams::new(me, plan, patience);
-        Self { me, stripe, stripes, patience, upstreams, downstream, image: None, told_path: Vec::new() }
+        Self {
+            me,
+            stripe,
+            stripes,
+            patience,
+            upstreams,
+            downstream,
+            image: None,
+            told_path: Vec::new(),
+            hurried: Vec::new(),
+        }
     }
 
     /// Follows a new plan.
@@ -135,7 +147,29 @@ impl StripeRelay {
 
     /// A verified block arrived; false when it had arrived before.
     pub fn received(&mut self, block: BlockIndex) -> bool {
+        self.hurried.retain(|hurried| *hurried != block);
         self.image.as_mut().is_some_and(|image| image.missing.remove(block))
+    }
+
+    /// Somebody waits for `block`: the frame that asks the upstream for it before others; none if it is here, was asked for already, or
+    /// too many are.
+    pub fn hurry(&mut self, block: BlockIndex) -> Option<Frame> {
+        let missing = self.image.as_ref().is_some_and(|image| image.missing.contains(block));
+        if !missing || self.hurried.contains(&block) || self.hurried.len() >= MAX_DEMANDS {
+            return None;
+        }
+        self.hurried.push(block);
+        self.request_of(block)
+    }
+
+    /// What a new upstream has to be asked for before others.
+    pub fn hurried(&self) -> impl Iterator<Item = Frame> + '_ {
+        self.hurried.iter().filter_map(|block| self.request_of(*block))
+    }
+
+    fn request_of(&self, block: BlockIndex) -> Option<Frame> {
+        let place = self.image.as_ref()?.geometry.place(block)?;
+        Some(Frame::new(crate::wire::Kind::Request, 0, place.chunk.0, place.in_chunk))
     }
 
     /// The block is on disk.
@@ -176,12 +210,13 @@ impl StripeRelay {
         true
     }
 
-    /// A child asks for a block before the others.
-    pub fn demanded(&mut self, id: ChildId, frame: &Frame) {
-        let geometry = self.image.as_ref().map(|image| &image.geometry);
-        if let Some(block) = geometry.and_then(|geometry| geometry.block_at(ChunkIndex(frame.chunk), frame.block)) {
-            self.downstream.demand(id, block);
-        }
+    /// A child asks for a block before the others: the frame that passes the word on, if the block is not here either.
+    pub fn demanded(&mut self, id: ChildId, frame: &Frame) -> Option<Frame> {
+        let geometry = &self.image.as_ref()?.geometry;
+        let block = geometry.block_at(ChunkIndex(frame.chunk), frame.block)?;
+        self.downstream.demand(id, block);
+        // Of the others' stripe, or not owed: nobody waits for it.
+        if self.downstream.owes(id, block) { self.hurry(block) } else { None }
     }
 
     /// The next block for a child from the store.

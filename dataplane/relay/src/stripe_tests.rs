@@ -179,3 +179,32 @@ fn a_demanded_block_that_went_live_is_not_sent_again() {
     relay.stored(BlockIndex(5));
     assert_eq!((live, relay.next_from_store(child)), (vec![child], None));
 }
+
+/// Catches a request that is passed on for a block that is here or was asked for, one that is forgotten when the upstream changes, and a
+/// child that makes its parent keep a list without end.
+#[test]
+fn who_waits_is_passed_on_once() {
+    let mut relay = relay(5, &[6]);
+    let mut hello = hello(6);
+    hello.wants_descriptor = false;
+    relay.greet(Duration::from_secs(0), ChildId(1), &hello);
+    let all = BlockSet::from_words(40, [u64::MAX]).to_bitmap();
+    assert!(relay.wanted(ChildId(1), &all));
+    let request = |block| Frame::new(Kind::Request, 0, 0, block);
+    assert_eq!(relay.demanded(ChildId(1), &request(3)), Some(request(3)));
+    assert_eq!(relay.demanded(ChildId(1), &request(3)), None);
+    assert_eq!(relay.hurry(BlockIndex(3)), None);
+    // Chunk 1 is the other stripe's; chunk 9 is nobody's.
+    assert_eq!(relay.demanded(ChildId(1), &Frame::new(Kind::Request, 0, 1, 0)), None);
+    assert_eq!(relay.demanded(ChildId(1), &Frame::new(Kind::Request, 0, 9, 0)), None);
+    assert_eq!(relay.hurry(BlockIndex(5)), Some(request(5)));
+    assert_eq!(relay.hurried().collect::<Vec<_>>(), [request(3), request(5)]);
+    assert!(relay.received(BlockIndex(3)));
+    assert_eq!(relay.hurried().collect::<Vec<_>>(), [request(5)]);
+    assert_eq!(relay.hurry(BlockIndex(3)), None, "it is here");
+    // Block 3 is owed to the child still, and asked for out of turn.
+    let present = BlockSet::from_words(40, [0b1111]);
+    assert_eq!(relay.downstream.next_from_store(ChildId(1), &present), Some(BlockIndex(3)));
+    (0..40).for_each(|block| drop(relay.hurry(BlockIndex(block))));
+    assert!(relay.hurried().count() <= MAX_DEMANDS);
+}

@@ -296,6 +296,11 @@ impl Upstreams {
         }
     }
 
+    /// Whether the present upstream says that it has nothing to send now, and why does not matter: it lives.
+    pub fn is_told_to_wait(&self) -> bool {
+        self.active.as_ref().is_some_and(|link| link.waiting.is_some())
+    }
+
     /// Whether a link to `node` exists or is being made, so that both sides of a crossing attachment can tell.
     pub fn is_attaching_to(&self, node: NodeId) -> bool {
         [&self.active, &self.candidate].into_iter().flatten().any(|link| {

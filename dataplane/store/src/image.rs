@@ -162,7 +162,15 @@ impl StoredImage {
         self.map.trust()
     }
 
-    fn clear(&self, block: BlockIndex) -> io::Result<()> {
+    /// Whether the disk still holds the right bytes of a present block; `buffer` is for them. Blocks on the disk.
+    pub fn is_intact(&self, block: BlockIndex, buffer: &mut Vec<u8>) -> io::Result<bool> {
+        self.read_block_into(block, buffer)?;
+        Ok(self.is_right(block, buffer))
+    }
+
+    /// Takes a block back whose bytes on the disk are not right any more. The image's worker is not told: whoever does this has the
+    /// control side begin the image anew.
+    pub fn clear(&self, block: BlockIndex) -> io::Result<()> {
         let Some(place) = self.geometry().place(block) else { return Ok(()) };
         if self.present.remove(block) {
             self.bytes_present.fetch_sub(place.len.into(), Ordering::AcqRel);

@@ -164,6 +164,7 @@ impl Cluster {
         command.arg("agent").args(["--name", &name]).arg("--controller").arg(self.url());
         command.arg("--secret-file").arg(self.secret_file()).arg("--store-dir").arg(self.store(index));
         command.arg("--listen").arg(SocketAddr::new(ip, 0).to_string()).args(["--admin", "127.0.0.1:0"]);
+        command.args(["--mirror-listen", "127.0.0.1:0"]);
         command.args(&self.options.agent_args);
         Daemon::start(name, command, &self.options.dir).await
     }

@@ -31,7 +31,8 @@ pub async fn agent(global: &Global, mut args: AgentArgs) -> Result<()> {
     }
     let shutdown = shutdown(args.common.exit_with_stdin)?;
     let agent = Agent::start(config).await?;
-    let addresses = [("listen", agent.data_address()), ("admin", agent.admin_address())];
+    let mut addresses = vec![("listen", agent.data_address()), ("admin", agent.admin_address())];
+    addresses.extend(agent.mirror_address().map(|address| ("mirror", address)));
     // Not at once: an agent whom the controller refuses receives nothing, so whoever waits for it must not be told to go on.
     let works = agent.ready();
     let announce = tokio::spawn(async move {

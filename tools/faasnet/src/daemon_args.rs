@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
-use faasnet_agent::WriteMode;
+use faasnet_agent::{MirrorListen, WriteMode};
 use faasnet_api::Verify;
 use serde::Serialize;
 
@@ -32,7 +32,7 @@ Examples:
   faasnet agent --controller http://controller:7400 --secret-file /etc/faasnet/secret
   faasnet agent --config /etc/faasnet/agent.toml --print-config
 
-Prints one line when it is ready: `ready listen=ADDR admin=ADDR`. SIGTERM and SIGINT stop it cleanly.")]
+Prints one line when it is ready: `ready listen=ADDR admin=ADDR mirror=ADDR`. SIGTERM and SIGINT stop it cleanly.")]
 pub struct AgentArgs {
     /// File and printing.
     #[command(flatten)]
@@ -60,6 +60,13 @@ pub struct AgentSettings {
     /// Where the admin endpoint listens, loopback only [default: 127.0.0.1:7411]
     #[arg(long, env = "FAASNET_AGENT_ADMIN", value_name = "ADDR")]
     pub admin: Option<SocketAddr>,
+    /// Where this host's container runtimes pull from: IP:port, unix:/path, or off [default: 127.0.0.1:7412]
+    #[arg(long, env = "FAASNET_AGENT_MIRROR_LISTEN", value_name = "ADDR")]
+    pub mirror_listen: Option<MirrorListen>,
+    /// Let other hosts reach the mirror too: whoever can, reads every image of this node [default: false]
+    #[arg(long, env = "FAASNET_AGENT_MIRROR_REMOTE", value_name = "BOOL", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true")]
+    pub mirror_remote: Option<bool>,
     /// Where images are kept [default: /var/lib/faasnet]
     #[arg(long, env = "FAASNET_AGENT_STORE_DIR", value_name = "DIR")]
     pub store_dir: Option<PathBuf>,
@@ -264,7 +271,8 @@ mod tests {
         let value = |argument: &Arg| match argument.get_id().as_str() {
             "listen" | "http" | "advertise" | "admin" => "127.0.0.1:1",
             "engine" => "copy",
-            "huge_pages" => "true",
+            "mirror_listen" => "off",
+            "huge_pages" | "mirror_remote" => "true",
             "store_write" => "direct",
             "verify" => "xxh3",
             _ => "7",

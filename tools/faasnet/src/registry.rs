@@ -6,7 +6,7 @@
 mod answer;
 mod body;
 mod faults;
-mod range;
+
 mod record;
 
 use std::net::SocketAddr;

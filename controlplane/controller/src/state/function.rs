@@ -67,6 +67,8 @@ pub(crate) struct Function {
     pub(crate) name: String,
     pub(crate) reference: String,
     pub(crate) image: ImageId,
+    /// By which runtimes ask for it.
+    pub(crate) image_names: Vec<String>,
     pub(crate) image_bytes: u64,
     pub(crate) blobs: u32,
     pub(crate) descriptor: Vec<u8>,

@@ -8,6 +8,7 @@
 
 mod counts;
 mod function;
+mod images;
 mod io;
 mod keys;
 mod latency;
@@ -74,6 +75,8 @@ pub struct State {
     /// Who is called by a name.
     names: HashMap<String, NodeId>,
     functions: BTreeMap<FunctionId, Function>,
+    /// The functions that have an image, by the names under which runtimes ask for it.
+    images: BTreeMap<String, BTreeSet<FunctionId>>,
     /// Not below the last epoch of any function that was removed in this term: a new function of the same name goes on from there.
     retired_epoch: u64,
     /// Members on their way out.

@@ -117,6 +117,7 @@ impl State {
             addresses: Default::default(),
             names: Default::default(),
             functions: BTreeMap::new(),
+            images: BTreeMap::new(),
             retired_epoch: 0,
             leaving: Default::default(),
             latencies: Default::default(),
@@ -209,6 +210,7 @@ impl State {
                 self.leaving.insert((function.id, *id));
             }
         }
+        self.name_images(&function);
         self.functions.insert(function.id, function);
     }
 }
@@ -265,6 +267,7 @@ fn restore_function(
         name: record.name,
         reference: descriptor.reference().into(),
         image: record.image,
+        image_names: faasnet_origin::image_names(&descriptor),
         image_bytes: descriptor.geometry().image_bytes(),
         blobs: descriptor.entries().len() as u32,
         descriptor: encoded,

@@ -33,6 +33,7 @@ impl State {
             v1::event::Event::OriginWanted(wanted) => self.origin_wanted(now, node, &wanted),
             v1::event::Event::BlocksReread(answer) => self.reread(now, node, &answer),
             v1::event::Event::JoinRequested(join) => self.join_requested(now, session, node, join),
+            v1::event::Event::ImageWanted(wanted) => self.image_wanted(now, session, node, &wanted),
         }
     }
 

@@ -89,6 +89,7 @@ impl State {
             name: new.name,
             reference: new.descriptor.reference().into(),
             image: new.descriptor.id(),
+            image_names: faasnet_origin::image_names(&new.descriptor),
             image_bytes: new.descriptor.geometry().image_bytes(),
             blobs: new.descriptor.entries().len() as u32,
             descriptor: new.descriptor.encode(),
@@ -107,6 +108,7 @@ impl State {
             next: None,
         };
         let info = function.info();
+        self.name_images(&function);
         self.functions.insert(id, function);
         for key in [Key::Descriptor(id), Key::Function(id), Key::Order(id)] {
             self.emit(Output::Store(key));
@@ -126,6 +128,7 @@ impl State {
             self.unwant(now, id, &members, false);
         }
         if let Some(function) = self.functions.remove(&id) {
+            self.forget_images(id, &function.image_names);
             self.retired_epoch = self.retired_epoch.max(function.epoch);
         }
         for key in [Key::Descriptor(id), Key::NextDescriptor(id), Key::Function(id), Key::Order(id)] {

@@ -14,6 +14,7 @@ use super::records::Key;
 #[derive(Debug, Clone)]
 pub(crate) struct NextImage {
     pub(crate) image: ImageId,
+    pub(crate) image_names: Vec<String>,
     pub(crate) reference: String,
     pub(crate) image_bytes: u64,
     pub(crate) blobs: u32,
@@ -24,6 +25,7 @@ impl NextImage {
     pub(crate) fn new(descriptor: &Descriptor) -> Self {
         Self {
             image: descriptor.id(),
+            image_names: faasnet_origin::image_names(descriptor),
             reference: descriptor.reference().into(),
             image_bytes: descriptor.geometry().image_bytes(),
             blobs: descriptor.entries().len() as u32,
@@ -59,7 +61,13 @@ impl State {
     pub(super) fn take_up_next(&mut self, now: Now, id: FunctionId) {
         let Some(function) = self.functions.get_mut(&id) else { return };
         let Some(next) = function.next.take() else { return };
+        let names = function.image_names.clone();
         let was_failed = start_over(function, next, self.term);
+        self.forget_images(id, &names);
+        if let Some(function) = self.functions.remove(&id) {
+            self.name_images(&function);
+            self.functions.insert(id, function);
+        }
         for key in [Key::Descriptor(id), Key::NextDescriptor(id), Key::Function(id)] {
             self.emit(Output::Store(key));
         }
@@ -77,6 +85,7 @@ impl State {
 fn start_over(function: &mut Function, next: NextImage, term: u64) -> Vec<NodeId> {
     function.epoch += 1;
     function.image = next.image;
+    function.image_names = next.image_names;
     function.reference = next.reference;
     function.image_bytes = next.image_bytes;
     function.blobs = next.blobs;

@@ -20,6 +20,8 @@ pub(super) struct State {
     version: &'static str,
     data_address: SocketAddr,
     admin_address: SocketAddr,
+    /// `null` when the mirror is off or on a unix socket.
+    mirror_address: Option<SocketAddr>,
     /// `null` while the controller is away.
     controller_term: Option<u64>,
     /// `blake3`; `xxh3` or `off` where every host is trusted.
@@ -79,6 +81,7 @@ impl State {
             version: env!("CARGO_PKG_VERSION"),
             data_address: identity.data_address,
             admin_address: shared.admin_address,
+            mirror_address: shared.mirror_address,
             controller_term: view.term,
             verify: identity.verify,
             memory_budget: shared.budget.clone(),

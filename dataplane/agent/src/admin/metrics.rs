@@ -7,6 +7,7 @@ use faasnet_api::v1::FunctionProgress;
 use faasnet_api::{Stripe, Verify};
 
 use crate::feed::Counters;
+use crate::mirror;
 use crate::session::events::progress;
 use crate::view::View;
 use crate::worker::journal::Stalls;
@@ -32,7 +33,7 @@ const PER_FUNCTION: [(&str, &str, &str, Read); 10] = [
 ];
 
 /// The whole exposition.
-pub(super) fn text(verify: Verify, view: &View, feed: &Counters, leases: &Leases) -> String {
+pub(super) fn text(verify: Verify, view: &View, feed: &Counters, mirror: &mirror::Counters, leases: &Leases) -> String {
     let mut text = String::new();
     let help = "1 unless every block is checked by BLAKE3: a setting for trusted networks and experiments.";
     header(&mut text, "faasnet_verification_reduced", "gauge", help);
@@ -54,6 +55,11 @@ pub(super) fn text(verify: Verify, view: &View, feed: &Counters, leases: &Leases
         ("faasnet_origin_bytes_total", "Body bytes read from origins.", &feed.bytes),
         ("faasnet_origin_wrong_blocks_total", "Blocks from origins that failed verification.", &feed.wrong_blocks),
         ("faasnet_origin_retries_total", "Reads of origins that were tried again.", &feed.retries),
+        ("faasnet_mirror_requests_total", "Requests of runtimes to the mirror.", &mirror.requests),
+        ("faasnet_mirror_refused_total", "Requests to the mirror that were refused, most by 404.", &mirror.refused),
+        ("faasnet_mirror_bytes_total", "Body bytes of blobs that the mirror sent.", &mirror.bytes),
+        ("faasnet_mirror_cut_total", "Responses of the mirror that were cut.", &mirror.cut),
+        ("faasnet_mirror_damaged_total", "Blocks on the disk that the mirror found damaged.", &mirror.damaged),
     ];
     for (name, help, counter) in feed {
         single(&mut text, name, "counter", help, counter.load(Ordering::Relaxed));
@@ -189,7 +195,13 @@ mod tests {
     /// Catches a metric without its header, or a line that is neither comment nor sample.
     #[test]
     fn an_idle_agent_exposes_its_counters() {
-        let text = text(Verify::Xxh3, &View::default(), &Counters::default(), &Leases::default());
+        let text = text(
+            Verify::Xxh3,
+            &View::default(),
+            &Counters::default(),
+            &mirror::Counters::default(),
+            &Leases::default(),
+        );
         assert!(text.contains("\nfaasnet_origin_bytes_total 0\n"));
         assert!(text.contains("\nfaasnet_verification_reduced{verify=\"xxh3\"} 1\n"));
         assert!(text.lines().all(|line| line.starts_with("# ") || line.split(' ').count() == 2), "{text}");

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::budget::Budget;
 use crate::control::Input;
 use crate::feed::Counters;
+use crate::mirror;
 use crate::table::Row;
 use crate::view::{Identity, View};
 use crate::worker::leases::Leases;
@@ -38,6 +39,9 @@ pub(crate) struct Shared {
     pub(crate) feed: Arc<Counters>,
     pub(crate) budget: Budget,
     pub(crate) leases: Leases,
+    /// `None` when the mirror is off or on a unix socket.
+    pub(crate) mirror_address: Option<SocketAddr>,
+    pub(crate) mirror: Arc<mirror::Counters>,
 }
 
 /// An endpoint that listens and does not serve yet.
@@ -124,7 +128,7 @@ async fn state(State(shared): State<Shared>) -> Json<json::State> {
 }
 
 async fn metrics(State(shared): State<Shared>) -> impl IntoResponse {
-    let text = metrics::text(shared.identity.verify, &shared.view(), &shared.feed, &shared.leases);
+    let text = metrics::text(shared.identity.verify, &shared.view(), &shared.feed, &shared.mirror, &shared.leases);
     ([("content-type", "text/plain; version=0.0.4")], text)
 }
 

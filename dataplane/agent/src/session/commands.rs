@@ -57,6 +57,13 @@ pub(crate) enum Order {
     TicketKeys(v1::TicketKeys),
     /// A `JoinRequested` is refused.
     JoinRefused(v1::JoinRefused),
+    /// The answer to an `ImageWanted`: the function that has the image, or why there is none for this node.
+    ImageAnswer {
+        /// As in the question.
+        request: u64,
+        /// The answer.
+        answer: Result<FunctionId, String>,
+    },
 }
 
 /// A parsed `Assign`.
@@ -111,6 +118,13 @@ impl Order {
                     .map(Stripe)
                     .map_err(|_| OrderError::Malformed("a lease for a stripe that cannot be"))?,
                 lease: Duration::from_secs(lease.seconds.into()).min(MAX_LEASE),
+            },
+            Command::ImageAnswer(answer) => Self::ImageAnswer {
+                request: answer.request,
+                answer: match answer.function_id.is_empty() {
+                    true => Err(answer.reason),
+                    false => Ok(FunctionId::try_from(&answer.function_id[..])?),
+                },
             },
         })
     }

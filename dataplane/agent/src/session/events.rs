@@ -2,6 +2,7 @@
 //!
 //! Pure.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use faasnet_api::{BlockIndex, FunctionId, ImageId, NodeId, Stripe, v1};
@@ -79,6 +80,11 @@ pub(crate) fn join_requested(tenant: String, function: String) -> v1::Event {
     event(Kind::JoinRequested(v1::JoinRequested { tenant, function }))
 }
 
+/// The runtime here asks for an image.
+pub(crate) fn image_wanted(request: u64, reference: String) -> v1::Event {
+    event(Kind::ImageWanted(v1::ImageWanted { request, reference }))
+}
+
 /// A row's progress: the worker's counters, and what only the control side knows.
 pub(crate) fn progress(function: FunctionId, row: &Row) -> v1::FunctionProgress {
     let counters = row.report.as_ref().map(counters).unwrap_or_default();
@@ -99,6 +105,7 @@ pub(crate) fn progress(function: FunctionId, row: &Row) -> v1::FunctionProgress 
         bytes_total: counters.bytes_total.max(length),
         bytes_present: counters.bytes_present.max(row.bytes_present()),
         bytes_reused: row.stored.as_ref().map_or(0, |stored| stored.bytes_reused()),
+        uses: row.uses.load(Ordering::Relaxed),
         ..counters
     }
 }

@@ -130,6 +130,7 @@ fn config(store: &Path, controller: SocketAddr) -> Config {
         controller: format!("http://{controller}"),
         listen: "127.0.0.1:0".parse().unwrap(),
         admin: "127.0.0.1:0".parse().unwrap(),
+        mirror_listen: "127.0.0.1:0".parse().unwrap(),
         store_dir: store.into(),
         cluster_secret: Some(Secret::new("0123456789abcdef")),
         ..Config::default()

@@ -159,6 +159,16 @@ impl Function {
         }
     }
 
+    /// Somebody on this host waits for these blocks.
+    pub(super) fn hurry(&mut self, blocks: &[BlockIndex], io: &mut Io) {
+        let Some(geometry) = self.shared.stored.as_ref().map(|stored| stored.geometry().clone()) else { return };
+        for block in blocks {
+            if let Some(stripe) = geometry.stripe_of(*block, self.shared.stripes) {
+                self.stripes[stripe.index()].hurry(*block, &mut self.shared, io);
+            }
+        }
+    }
+
     pub(super) fn has_failed(&self) -> bool {
         self.shared.failed.is_some()
     }
@@ -293,6 +303,7 @@ impl Function {
             upstreams: counters.upstreams.clone(),
             downstreams: self.stripes.iter().flat_map(Stripe::downstreams).collect(),
             levels: self.stripes.iter().map(Stripe::level).collect(),
+            upstream_waits: self.stripes.iter().any(Stripe::waits),
             edges_failed: counters.edges_failed,
             blocks_refused: counters.blocks_refused,
             journal: self.shared.journal.clone(),

@@ -216,6 +216,7 @@ impl WorkerLink for WorkerHandle {
             }
             WorkerCommand::OpenImage { function, .. }
             | WorkerCommand::FailImage { function, .. }
+            | WorkerCommand::Hurry { function, .. }
             | WorkerCommand::OriginLease { function, .. } => {
                 self.deliver(self.home_of(function), Mail::Command(command))
             }

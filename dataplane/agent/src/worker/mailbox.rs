@@ -74,6 +74,15 @@ pub enum WorkerCommand {
         /// As in `Assignment`.
         epoch: u64,
     },
+    /// Somebody on this host waits for these blocks: they are asked for before others. For what is not missing it does nothing.
+    Hurry {
+        /// Which function.
+        function: FunctionId,
+        /// Which image the blocks are of.
+        image: ImageId,
+        /// A few.
+        blocks: Vec<BlockIndex>,
+    },
     /// Asks for `WorkerEvent::Reported`.
     Report,
     /// Ends the worker: edges are closed, writes in flight finish.
@@ -184,6 +193,8 @@ pub struct FunctionReport {
     pub downstreams: Vec<Downstream>,
     /// Edges to the root per stripe, as last told by the upstream.
     pub levels: Vec<u32>,
+    /// An upstream lives and says that it has nothing to send now.
+    pub upstream_waits: bool,
     /// Upstreams given up.
     pub edges_failed: u64,
     /// Blocks that failed verification.

@@ -218,6 +218,11 @@ impl Worker {
                     function.origin_leave(stripe, lease, &mut self.io);
                 }
             }
+            WorkerCommand::Hurry { function, image, blocks } => {
+                if let Some(function) = self.functions.get_mut(&function).filter(|function| function.image() == image) {
+                    function.hurry(&blocks, &mut self.io);
+                }
+            }
             WorkerCommand::Drop { function, term, epoch } => self.drop_function(function, term, epoch),
             WorkerCommand::Report => {
                 let reports = self.functions.values().map(|function| function.report(&self.io)).collect();

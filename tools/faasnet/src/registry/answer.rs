@@ -16,11 +16,11 @@ use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use faasnet_origin::manifest::{Document, REF_NAME};
+use faasnet_origin::range::{self, Wanted};
 use faasnet_origin::{Error, Layout, Manifest, Target};
 use serde_json::json;
 
 use super::faults::TokenAuth;
-use super::range::{self, Wanted};
 use super::record::RequestRecord;
 use super::{Repository, Shared, body};
 

@@ -111,6 +111,19 @@ impl Stripe {
         self.core.upstreams.level().unwrap_or(0)
     }
 
+    /// Whether the upstream lives and has nothing to send.
+    pub(super) fn waits(&self) -> bool {
+        self.core.upstreams.is_told_to_wait()
+    }
+
+    /// Somebody on this host waits for `block`.
+    pub(super) fn hurry(&mut self, block: BlockIndex, shared: &mut Shared, io: &mut Io) {
+        if let Some(request) = self.core.hurry(block) {
+            self.ask_upstream(request, io);
+            self.settle(shared, io);
+        }
+    }
+
     /// Whether nothing is still to be received.
     pub(super) fn has_passed_everything(&self) -> bool {
         self.core.has_image() && !self.core.is_needed()
@@ -382,7 +395,18 @@ impl Stripe {
             return;
         }
         link.wanted = true;
-        if let Err(reason) = link.send(wire::encode_want(&self.core.want_bitmap()), io) {
+        let mut bytes = wire::encode_want(&self.core.want_bitmap());
+        self.core.hurried().for_each(|request| bytes.extend_from_slice(&request.header()));
+        if let Err(reason) = link.send(bytes, io) {
+            let id = link.id;
+            self.end_link(id, LinkEnd::new(reason), io);
+        }
+    }
+
+    /// Asks the upstream that delivers for a block out of turn. One that is not there yet is asked together with `Want`.
+    fn ask_upstream(&mut self, request: Frame, io: &mut Io) {
+        let Some(link) = self.links.iter_mut().find(|link| link.wanted && !link.stopping) else { return };
+        if let Err(reason) = link.send(request.header().to_vec(), io) {
             let id = link.id;
             self.end_link(id, LinkEnd::new(reason), io);
         }

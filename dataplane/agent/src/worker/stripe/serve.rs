@@ -146,7 +146,9 @@ impl Stripe {
                 }
                 Kind::Request => {
                     let id = child.child_id();
-                    self.core.demanded(id, &frame);
+                    if let Some(request) = self.core.demanded(id, &frame) {
+                        self.ask_upstream(request, io);
+                    }
                 }
                 Kind::Stop => {
                     (child.stopping, child.attached) = (true, false);

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 /// What to answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Wanted {
+pub enum Wanted {
     /// No range, or one that may be ignored (several ranges, another unit, malformed): the whole blob.
     Whole,
     /// One range within the blob; not empty.
@@ -14,7 +14,7 @@ pub(super) enum Wanted {
 }
 
 /// Reads the header for a blob of `len` bytes.
-pub(super) fn parse(header: Option<&str>, len: u64) -> Wanted {
+pub fn parse(header: Option<&str>, len: u64) -> Wanted {
     let Some(spec) = header.and_then(|header| header.trim().strip_prefix("bytes=")) else { return Wanted::Whole };
     let Some((first, last)) = spec.split_once('-').filter(|_| !spec.contains(',')) else { return Wanted::Whole };
     let number = |text: &str| {

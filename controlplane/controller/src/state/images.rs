@@ -1,0 +1,64 @@
+//! Images by the names under which container runtimes ask for them: which function has one, and who may join it.
+//!
+//! The names are those of [`faasnet_origin::image_names`]. The name of a tag means what the function was registered with; whether the tag was
+//! moved since is the matter of `faasnet function update`.
+
+use faasnet_api::{FunctionId, NodeId, v1};
+
+use super::State;
+use super::function::Function;
+use super::io::{Now, Output, Refusal, SessionId};
+
+/// The longest name that is looked up: a repository has 255 bytes, a digest 71, and host names end at 253.
+const NAME_BYTES_MAX: usize = 640;
+
+impl State {
+    pub(super) fn name_images(&mut self, function: &Function) {
+        for name in &function.image_names {
+            self.images.entry(name.clone()).or_default().insert(function.id);
+        }
+    }
+
+    pub(super) fn forget_images(&mut self, id: FunctionId, names: &[String]) {
+        for name in names {
+            if let Some(functions) = self.images.get_mut(name) {
+                functions.remove(&id);
+                if functions.is_empty() {
+                    self.images.remove(name);
+                }
+            }
+        }
+    }
+
+    /// A runtime on `node` asks for an image: the node joins a function that has it.
+    pub(super) fn image_wanted(&mut self, now: Now, session: SessionId, node: NodeId, wanted: &v1::ImageWanted) {
+        let (function_id, reason) = match self.function_with_image(node, &wanted.reference) {
+            Ok(id) => {
+                self.want(now, id, &[node]);
+                self.send_assign(now, id, node, true);
+                (id.to_vec(), String::new())
+            }
+            Err(refusal) => (Vec::new(), refusal.message),
+        };
+        let answer = v1::ImageAnswer { request: wanted.request, function_id, reason };
+        self.emit(Output::Send { session, command: v1::command::Command::ImageAnswer(answer) });
+    }
+
+    /// One of the functions with that image: the one that the node holds, else the first for which it has room.
+    fn function_with_image(&self, node: NodeId, reference: &str) -> Result<FunctionId, Refusal> {
+        let named = Some(reference).filter(|name| name.len() <= NAME_BYTES_MAX).and_then(|name| self.images.get(name));
+        let candidates: Vec<FunctionId> = named.into_iter().flatten().copied().collect();
+        let holds =
+            |id: &&FunctionId| self.functions.get(id).is_some_and(|function| function.wanted.contains_key(&node));
+        let first = candidates.iter().find(holds).or(candidates.first());
+        let unknown = || Refusal::not_found("no function has this image; register it with `faasnet function create`");
+        let mut refusal = unknown();
+        for id in first.into_iter().chain(&candidates) {
+            match self.check_room(*id, node) {
+                Ok(()) => return Ok(*id),
+                Err(why) => refusal = why,
+            }
+        }
+        Err(refusal)
+    }
+}

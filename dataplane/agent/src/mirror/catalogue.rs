@@ -1,0 +1,112 @@
+//! Which image a runtime means: those that this node holds, and those that the controller lets it join.
+//!
+//! Reads copies of the control side's state and asks it. An image is known as soon as its descriptor is, whatever of it has arrived.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use faasnet_api::{FunctionId, Origin};
+use faasnet_origin::{RegistryReference, image_names};
+use faasnet_store::StoredImage;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
+
+use crate::control::Input;
+use crate::table::{Phase, Row};
+use crate::view::View;
+
+/// How long the controller may take to say who has an image. One of an earlier version never answers.
+const ANSWER: Duration = Duration::from_secs(2);
+/// How long the descriptor of an image that is being joined may take: the runtime goes to the registry then.
+const DESCRIPTOR: Duration = Duration::from_secs(10);
+/// How long a blob's image may take to be known after a start of the agent, when the controller says again what is held.
+const AFTER_START: Duration = Duration::from_secs(2);
+
+/// See the module's documentation.
+#[derive(Debug, Clone)]
+pub(super) struct Catalogue {
+    pub(super) view: watch::Receiver<Arc<View>>,
+    pub(super) inputs: mpsc::Sender<Input>,
+}
+
+/// An image of a function on this node.
+#[derive(Debug, Clone)]
+pub(super) struct Found {
+    pub(super) function: FunctionId,
+    pub(super) stored: Arc<StoredImage>,
+}
+
+impl Found {
+    fn new(function: FunctionId, row: &Row) -> Option<Self> {
+        let stored = row.stored.clone()?;
+        row.uses.fetch_add(1, Ordering::Relaxed);
+        Some(Self { function, stored })
+    }
+}
+
+impl Catalogue {
+    /// The image of that name; joins the function that has it, if there is one. Else why there is none.
+    pub(super) async fn image(&self, reference: &RegistryReference) -> Result<Found, String> {
+        let name = reference.to_string();
+        if let Some(found) = self.held(&name) {
+            return Ok(found);
+        }
+        let (answer, answered) = oneshot::channel();
+        let asked = self.inputs.send(Input::Image { reference: name.clone(), answer }).await;
+        asked.map_err(|_| "the agent is stopping".to_owned())?;
+        let function = match timeout(ANSWER, answered).await {
+            Ok(Ok(answer)) => answer?,
+            Ok(Err(_)) => return Err(format!("this node does not hold {name}, and the controller is away")),
+            Err(_) => return Err(format!("this node does not hold {name}, and the controller does not answer")),
+        };
+        let mut view = self.view.clone();
+        let known = timeout(DESCRIPTOR, view.wait_for(|view| view.rows.get(&function).is_some_and(is_decided))).await;
+        match known {
+            Ok(Ok(_)) => self.held(&name).ok_or_else(|| format!("the image of {name} cannot be held on this node")),
+            _ => Err(format!("what {name} is made of has not arrived yet")),
+        }
+    }
+
+    /// An image of that repository with that blob, and which of its entries it is.
+    pub(super) async fn blob(&self, repository: &RegistryReference, digest: &str) -> Option<(Found, usize)> {
+        let mut view = self.view.clone();
+        let find = |view: &View| {
+            let held = view.rows.iter().filter_map(|(function, row)| {
+                let stored = row.stored.as_ref().filter(|stored| is_of(stored, repository))?;
+                let entry = stored.descriptor().entries().iter().position(|entry| entry.digest == digest)?;
+                Some((stored.bytes_present(), *function, entry))
+            });
+            // Of several images with this layer the one that has the most.
+            held.max()
+        };
+        let settled = |view: &Arc<View>| find(view).is_some() || view.rows.values().all(is_decided);
+        // Ignored: what is not known by then is unknown.
+        let _ = timeout(AFTER_START, view.wait_for(settled)).await;
+        let view = self.view.borrow().clone();
+        let (_, function, entry) = find(&view)?;
+        Some((Found::new(function, view.rows.get(&function)?)?, entry))
+    }
+
+    fn held(&self, name: &str) -> Option<Found> {
+        let view = self.view.borrow().clone();
+        let named = |row: &&Row| {
+            let stored = row.stored.as_ref();
+            stored.is_some_and(|stored| image_names(stored.descriptor()).iter().any(|other| other == name))
+        };
+        let (function, row) = view.rows.iter().find(|(_, row)| named(row))?;
+        Found::new(*function, row)
+    }
+}
+
+/// Whether it is known what the image is made of, or that it will not be.
+fn is_decided(row: &Row) -> bool {
+    row.stored.is_some() || matches!(row.phase, Phase::Failed(_))
+}
+
+/// Whether an image comes from that repository.
+fn is_of(stored: &StoredImage, repository: &RegistryReference) -> bool {
+    let Origin::Registry { repository: name, .. } = stored.descriptor().origin() else { return false };
+    let reference = RegistryReference::parse(stored.descriptor().reference());
+    *name == repository.repository && reference.is_ok_and(|reference| reference.registry == repository.registry)
+}

@@ -1,0 +1,140 @@
+//! One connection of a runtime: its requests one after another, each answered before the next is read.
+
+use faasnet_origin::RegistryReference;
+use faasnet_origin::range::{self, Wanted};
+
+use super::body::{Cut, Part};
+use super::reply::{Head, Refusal, refuse};
+use super::request::{End, Reader, Request, Wish};
+use super::socket::Socket;
+use super::{Mirror, is_on_its_way};
+
+const DOCUMENT: &str = "application/json";
+const BYTES: &str = "application/octet-stream";
+
+/// What to send after a head.
+enum Body {
+    Document(Vec<u8>),
+    Blob(Part),
+}
+
+/// Answers until the client ends, does not want more, or must not get more.
+pub(super) async fn serve(socket: Socket, mirror: Mirror) {
+    let mut reader = Reader::default();
+    loop {
+        let request = match reader.next(&socket).await {
+            Ok(request) => request,
+            Err(End::Gone) => return,
+            Err(End::Malformed(refusal)) => {
+                let (head, document) = refused(&refusal);
+                let bytes = [head.finish(false).into_bytes(), document].concat();
+                // Ignored: a client that is no HTTP client need not be told.
+                let _ = socket.send_all(&bytes).await;
+                return;
+            }
+        };
+        mirror.counters.asked();
+        let keep_alive = request.keep_alive;
+        if let Err(cut) = answer(request, &socket, &mirror).await {
+            match cut {
+                Cut::Client(error) => tracing::debug!(%error, "a client of the mirror is gone"),
+                Cut::Stalled(_) | Cut::Dropped | Cut::Damaged(_) => {
+                    mirror.counters.cut();
+                    tracing::warn!(reason = %cut, "a pull through the mirror is cut; the runtime goes on at the registry");
+                }
+            }
+            // Closed in the middle of a body: the runtime sees that it is short.
+            return;
+        }
+        if !keep_alive {
+            return;
+        }
+    }
+}
+
+async fn answer(request: Request, socket: &Socket, mirror: &Mirror) -> Result<(), Cut> {
+    let Request { head_only, range, if_range, keep_alive, wish } = request;
+    let answered = match wish {
+        Ok(Wish::Version) => Ok((Head::new(200, DOCUMENT, 2), Body::Document(b"{}".to_vec()))),
+        Ok(Wish::Manifest(reference)) => manifest(&reference, mirror).await,
+        Ok(Wish::Blob(repository, digest)) => {
+            // A range of what the client has an older version of is of no use to it.
+            let range = range.filter(|_| if_range.is_none_or(|tag| tag == format!("\"{digest}\"")));
+            blob(&repository, &digest, range.as_deref(), mirror).await
+        }
+        Err(refusal) => Err(refusal),
+    };
+    let (head, body) = answered.unwrap_or_else(|refusal| {
+        let (head, document) = refused(&refusal);
+        mirror.counters.refused();
+        tracing::debug!(status = refusal.status, reason = refusal.message, "refused by the mirror");
+        (head, Body::Document(document))
+    });
+    let mut bytes = head.finish(keep_alive).into_bytes();
+    if head_only {
+        return Ok(socket.send_all(&bytes).await?);
+    }
+    match body {
+        Body::Document(document) => {
+            bytes.extend_from_slice(&document);
+            Ok(socket.send_all(&bytes).await?)
+        }
+        Body::Blob(part) => {
+            socket.send_all(&bytes).await?;
+            part.send(socket, mirror).await
+        }
+    }
+}
+
+fn refused(refusal: &Refusal) -> (Head, Vec<u8>) {
+    let document = refusal.document();
+    let head = Head::new(refusal.status, DOCUMENT, document.len() as u64);
+    let head = if refusal.status == 405 { head.with("Allow", "GET, HEAD") } else { head };
+    (head, document)
+}
+
+async fn manifest(reference: &RegistryReference, mirror: &Mirror) -> Result<(Head, Body), Refusal> {
+    let unknown = |reason: String| refuse(404, "MANIFEST_UNKNOWN", reason);
+    let found = mirror.catalogue.image(reference).await.map_err(unknown)?;
+    let descriptor = found.stored.descriptor();
+    let digest = descriptor.manifest_digest();
+    if reference.digest.as_ref().is_some_and(|wanted| wanted != digest) {
+        // An image that was registered by the digest of an index: the index is the registry's to give.
+        return Err(unknown(format!("of {reference} only the image {digest} is known here")));
+    }
+    let document = descriptor.manifest().to_vec();
+    let head = Head::new(200, descriptor.manifest_media_type(), document.len() as u64).of(digest);
+    Ok((head, Body::Document(document)))
+}
+
+async fn blob(
+    repository: &RegistryReference,
+    digest: &str,
+    range: Option<&str>,
+    mirror: &Mirror,
+) -> Result<(Head, Body), Refusal> {
+    let unknown = |reason: &str| refuse(404, "BLOB_UNKNOWN", format!("{digest}: {reason}"));
+    let found = mirror.catalogue.blob(repository, digest).await;
+    let (found, entry) = found.ok_or_else(|| unknown("no image with this blob is held here"))?;
+    let len = found.stored.descriptor().entries()[entry].len;
+    let head = |status, len| Head::new(status, BYTES, len).of(digest).with("Accept-Ranges", "bytes");
+    let (head, bytes) = match range::parse(range, len) {
+        Wanted::Whole => (head(200, len), 0..len),
+        Wanted::Part(part) => {
+            let shown = format!("bytes {}-{}/{len}", part.start, part.end - 1);
+            (head(206, part.end - part.start).with("Content-Range", &shown), part)
+        }
+        Wanted::Unsatisfiable => {
+            let head = head(416, 0).with("Content-Range", &format!("bytes */{len}"));
+            return Ok((head, Body::Document(Vec::new())));
+        }
+    };
+    let part = Part { found, entry, bytes };
+    if !part.has_begun() {
+        let (stored, waits) = (&part.found.stored, is_on_its_way(&mirror.catalogue, &part.found));
+        if waits.is_none() || mirror.stalled.is(stored.descriptor().id(), stored.present().count()) {
+            return Err(unknown("it does not arrive at present"));
+        }
+    }
+    Ok((head, Body::Blob(part)))
+}

@@ -129,6 +129,56 @@ fn nodes_may_ask_to_join() {
     world.check();
 }
 
+/// Catches an image that is not found by its names, one that is found after it was removed or replaced, a node that is let in without room,
+/// and a question without an answer.
+#[test]
+fn nodes_may_ask_by_image() {
+    let mut world = World::new();
+    (0..2).for_each(|n| world.attach(n));
+    let registry = Origin::Registry { base_url: "https://r.example".into(), repository: "app".into(), ranges: true };
+    let create = |world: &mut World, name: &str, reference: &str| {
+        let descriptor = descriptor(reference, registry.clone());
+        let (tenant, name) = ("default".into(), name.into());
+        let new = NewFunction { tenant, name, policy: Policy::Twin, memory_mib: 16, descriptor };
+        world.ask(Ask::Create(Box::new(new))).unwrap();
+    };
+    create(&mut world, "f", "r.example/app:1");
+    let ask = |world: &mut World, n: u32, reference: &str| {
+        let wanted = v1::ImageWanted { request: 7, reference: reference.into() };
+        world.hear(n, v1::event::Event::ImageWanted(wanted));
+        world.check();
+        let answer = world.agents.get_mut(&node(n)).unwrap().image_answers.pop().expect("no answer");
+        assert_eq!((answer.request, answer.function_id.is_empty()), (7, !answer.reason.is_empty()));
+        answer.function_id
+    };
+    let digest = format!("r.example/app@sha256:{}", "0".repeat(64));
+    assert_eq!(ask(&mut world, 0, "r.example/app:1"), function("f").to_vec());
+    assert_eq!(ask(&mut world, 1, &digest), function("f").to_vec());
+    assert_eq!(world.members("f"), [node(0), node(1)]);
+    for unknown in ["r.example/app:2", "other.example/app:1", "", &"x".repeat(10_000)] {
+        assert!(ask(&mut world, 0, unknown).is_empty(), "{unknown}");
+    }
+    // An update: the new name counts from the next provision on.
+    let descriptor = descriptor("r.example/app:2", registry.clone());
+    let new = NewImage { tenant: "default".into(), name: "f".into(), descriptor };
+    world.ask(Ask::Update(Box::new(new))).unwrap();
+    assert!(ask(&mut world, 0, "r.example/app:2").is_empty());
+    world.provision("f", 0, &[0]).unwrap();
+    assert!(ask(&mut world, 0, "r.example/app:1").is_empty());
+    assert_eq!(ask(&mut world, 0, "r.example/app:2"), function("f").to_vec());
+    let remove = v1::RemoveFunctionRequest { tenant: String::new(), function: "f".into() };
+    world.ask(Ask::Remove(remove)).unwrap();
+    assert!(ask(&mut world, 0, "r.example/app:2").is_empty());
+    assert!(world.state.images.is_empty());
+    // A node of another tenant is told why it gets nothing.
+    world.create_for("acme", "g", Policy::Twin, layout(), 16).unwrap();
+    let join = v1::JoinRequested { tenant: "acme".into(), function: "g".into() };
+    world.hear(1, v1::event::Event::JoinRequested(join));
+    create(&mut world, "h", "r.example/app:1");
+    assert!(ask(&mut world, 1, "r.example/app:1").is_empty());
+    assert_eq!(ask(&mut world, 0, "r.example/app:1"), function("h").to_vec());
+}
+
 /// Catches a released node that keeps the function, and a count that takes it back at once.
 #[test]
 fn released_nodes_drop_the_function() {

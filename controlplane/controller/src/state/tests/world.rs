@@ -26,6 +26,7 @@ pub(super) struct Agent {
     pub(super) commands: u64,
     pub(super) key_sets: u64,
     pub(super) refused_joins: Vec<String>,
+    pub(super) image_answers: Vec<v1::ImageAnswer>,
     pub(super) leases: Vec<v1::OriginLease>,
     pub(super) rereads: Vec<v1::Reread>,
     /// Payload received, for reports of edges.
@@ -162,6 +163,7 @@ impl World {
             Command::OriginLease(lease) => return agent.leases.push(lease.clone()),
             Command::Reread(reread) => return agent.rereads.push(reread.clone()),
             Command::JoinRefused(refused) => return agent.refused_joins.push(refused.reason.clone()),
+            Command::ImageAnswer(answer) => return agent.image_answers.push(answer.clone()),
             Command::Assign(assign) => (&assign.function_id, (assign.term, assign.epoch)),
             Command::Drop(drop) => (&drop.function_id, (drop.term, drop.epoch)),
         };

@@ -6,7 +6,6 @@
 mod answer;
 mod body;
 mod faults;
-
 mod record;
 
 use std::net::SocketAddr;

@@ -40,10 +40,25 @@ pub struct Held {
     bytes_copied: u64,
     mover: String,
     elapsed_us: u64,
+    /// When `elapsed_us` began: microseconds since 1970; 0 while the agent does not know.
+    pub assigned_at_us: u64,
+    /// One per stripe.
+    pub stalls: Vec<HeldStall>,
     upstreams: Vec<HeldUpstream>,
     levels: Vec<u32>,
     edges_failed: u64,
     blocks_refused: u64,
+}
+
+/// The longest time between two new blocks of one stripe.
+#[derive(Debug, Clone, Deserialize)]
+pub struct HeldStall {
+    /// Which stripe.
+    pub stripe: usize,
+    /// When it began, since the assignment.
+    pub from_us: u64,
+    /// How long it was.
+    pub longest_us: u64,
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -230,16 +230,41 @@ impl Daemon {
         self.child.wait().await.with_context(|| format!("cannot wait for {}", self.name))
     }
 
+    /// How the process ended, if it has, with the end of its log.
+    pub fn death(&mut self) -> Option<String> {
+        // One that cannot be asked is not known to have ended.
+        let status = self.child.try_wait().ok().flatten()?;
+        Some(format!("{} ended by itself ({status}): {}", self.name, self.last_words()))
+    }
+
     /// Ends the process through its standard input; kills it when it does not listen. Fine when it ended before.
     pub async fn stop(&mut self) -> Result<()> {
+        self.end().await.map(|wrong| wrong.iter().for_each(|wrong| tracing::warn!("{wrong}")))
+    }
+
+    /// Like [`Daemon::stop`]; what was wrong with its end, if anything: it had ended before, did not listen, or says that it failed.
+    pub async fn end(&mut self) -> Result<Option<String>> {
+        if let Some(death) = self.death() {
+            return Ok(Some(death));
+        }
         drop(self.input.take());
         match timeout(STOP_DEADLINE, self.child.wait()).await {
-            Ok(_) => Ok(()),
+            Ok(status) => {
+                let status = status.with_context(|| format!("cannot wait for {}", self.name))?;
+                let wrong = || format!("{} was asked to stop and failed ({status}): {}", self.name, self.last_words());
+                Ok((!status.success()).then(wrong))
+            }
             Err(_) => {
-                tracing::warn!("{} did not stop within {STOP_DEADLINE:?} and is killed", self.name);
-                self.kill().await
+                self.kill().await?;
+                let (name, words) = (&self.name, self.last_words());
+                Ok(Some(format!("{name} did not stop within {STOP_DEADLINE:?} and was killed: {words}")))
             }
         }
+    }
+
+    fn last_words(&self) -> String {
+        let words = faasnet_lab::tail(&self.log);
+        if words.is_empty() { "its log is empty".into() } else { words }
     }
 }
 
@@ -330,5 +355,27 @@ mod tests {
         command.args(["-c", "echo 'error: port taken; choose another' >&2; exit 1"]);
         let error = Daemon::start("n1".into(), command, dir.path()).await.unwrap_err().to_string();
         assert_eq!(error, "n1 did not start: port taken; choose another");
+    }
+
+    /// Catches a daemon whose death, or failure at the end, passes for an orderly stop.
+    #[tokio::test]
+    async fn an_end_is_told_by_its_status() {
+        let dir = tempfile::tempdir().unwrap();
+        let start = async |name: &str, rest: &str| {
+            let mut command = Command::new("sh");
+            command.args(["-c", &format!("echo ready; echo 'last word' >&2; {rest}")]);
+            Daemon::start(name.into(), command, dir.path()).await.unwrap()
+        };
+        assert_eq!(start("n1", "read wait; exit 0").await.end().await.unwrap(), None);
+        let failed = start("n2", "read wait; exit 3").await.end().await.unwrap().unwrap();
+        assert!(
+            failed.contains("n2 was asked to stop") && failed.contains("3") && failed.contains("last word"),
+            "{failed}"
+        );
+        let mut killed = start("n3", "kill -9 $$").await;
+        killed.wait().await.unwrap();
+        let death = killed.death().unwrap();
+        assert!(death.contains("n3 ended by itself") && death.contains("9"), "{death}");
+        assert_eq!(killed.end().await.unwrap(), Some(death));
     }
 }

@@ -18,9 +18,11 @@ pub mod injector;
 pub mod keeper;
 pub mod origin_log;
 pub mod plan;
+pub mod random;
 pub mod report;
 pub mod session;
 pub mod standard;
+pub mod targets;
 pub mod timeline;
 pub mod transfer;
 pub mod trouble;
@@ -32,6 +34,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
+use faasnet_lab::network::MOST_HOSTS;
 use faasnet_lab::{LabId, Rate};
 
 use crate::cli::{Engine, Global, parse_bytes};
@@ -69,7 +72,7 @@ pub enum LabCommand {
 #[derive(Debug, Clone, Args)]
 pub struct HostArgs {
     /// How many hosts, beside the origin's and the controller's
-    #[arg(long, value_name = "N", default_value_t = 15, value_parser = clap::value_parser!(u16).range(1..=200))]
+    #[arg(long, value_name = "N", default_value_t = 15, value_parser = clap::value_parser!(u16).range(1..=MOST_HOSTS as i64))]
     pub hosts: u16,
     /// How fast each host's link is, each way [default: 100mbit; with --chaos what fits its time]
     #[arg(long, value_name = "RATE")]
@@ -78,7 +81,7 @@ pub struct HostArgs {
     #[arg(long)]
     pub id: Option<LabId>,
     /// The largest packet of every link
-    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(576..=65535))]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(plan::MTU))]
     pub mtu: Option<u32>,
     /// Where to make the folder for images, stores and logs [default: the system's folder for temporary files]
     #[arg(long, value_name = "DIR")]
@@ -168,7 +171,7 @@ pub struct ProvisionArgs {
     #[arg(long, value_enum, default_value_t = LabPolicy::Twin)]
     pub policy: LabPolicy,
     /// How often; the report shows the median run
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=100))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(plan::RUNS))]
     pub runs: u16,
     /// Draw each node's progress over time
     #[arg(long, value_name = "FILE")]
@@ -180,7 +183,7 @@ pub struct ProvisionArgs {
     #[arg(long, value_name = "SEED", conflicts_with = "faults")]
     pub chaos: Option<u64>,
     /// For how long
-    #[arg(long, value_name = "SECONDS", default_value_t = 20, requires = "chaos", value_parser = clap::value_parser!(u64).range(2..=600))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 20, requires = "chaos", value_parser = clap::value_parser!(u64).range(plan::SECONDS))]
     pub seconds: u64,
     /// Keep the folder with images, stores and logs
     #[arg(long)]

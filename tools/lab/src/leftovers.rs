@@ -1,7 +1,7 @@
 //! Finds and removes what labs made: by the notes, and by the prefix of names when a note is missing. Nothing without the prefix is touched.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -25,6 +25,27 @@ pub struct Leftovers {
     pub processes: Vec<u32>,
     /// Its folder.
     pub folder: Option<PathBuf>,
+}
+
+/// The namespaces of a lab, held open: their processes can be found also when their names are gone, and the kernel gives their numbers to no
+/// other namespace meanwhile.
+#[derive(Debug)]
+pub struct Pinned(Vec<File>);
+
+impl Pinned {
+    /// Those that `id` has now.
+    pub fn of(id: &LabId) -> Result<Self> {
+        let open = |name: String| {
+            let path = enter::path(&name);
+            File::open(&path).map_err(LabError::io(format!("cannot open {}", path.display())))
+        };
+        namespaces(id)?.into_iter().map(open).collect::<Result<_>>().map(Self)
+    }
+
+    /// Processes of which the main thread is in one of them; never this one.
+    pub fn processes(&self) -> Vec<u32> {
+        processes_in(&self.0.iter().filter_map(|file| file.metadata().ok()).map(|found| number(&found)).collect())
+    }
 }
 
 /// Every lab that there is anything of on this machine.
@@ -63,7 +84,10 @@ pub fn namespaces(id: &LabId) -> Result<Vec<String>> {
 
 /// The processes of which the main thread is in one of the namespaces; never this one.
 pub fn processes(namespaces: &[String]) -> Vec<u32> {
-    let wanted: BTreeSet<_> = namespaces.iter().filter_map(|name| identity(&enter::path(name))).collect();
+    processes_in(&namespaces.iter().filter_map(|name| identity(&enter::path(name))).collect())
+}
+
+fn processes_in(wanted: &BTreeSet<(u64, u64)>) -> Vec<u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     pids.filter(|pid| *pid != std::process::id())
@@ -83,7 +107,11 @@ fn all_namespaces() -> Result<BTreeSet<String>> {
 }
 
 fn identity(namespace: &Path) -> Option<(u64, u64)> {
-    fs::metadata(namespace).ok().map(|metadata| (metadata.dev(), metadata.ino()))
+    fs::metadata(namespace).ok().map(|found| number(&found))
+}
+
+fn number(namespace: &fs::Metadata) -> (u64, u64) {
+    (namespace.dev(), namespace.ino())
 }
 
 /// Ends every process in the namespaces and waits until they are gone.

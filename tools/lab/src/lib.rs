@@ -24,6 +24,7 @@ pub mod rivals;
 pub mod sampler;
 pub mod scheduling;
 pub mod state;
+mod tail;
 mod tool;
 
 pub use error::LabError;
@@ -31,3 +32,4 @@ pub use links::Links;
 pub use name::LabId;
 pub use network::{Host, Network, NetworkOptions};
 pub use rate::Rate;
+pub use tail::tail;

@@ -38,6 +38,18 @@ pub struct Labels<'a> {
 
 const SIZE: (u32, u32) = (900, 480);
 
+/// Refuses a path where no plot can be written, so that a slip is told before anything is measured. What is there stays as it is.
+pub fn check(path: &Path) -> Result<()> {
+    let is_new = !path.exists();
+    let opened = std::fs::File::options().append(true).create(true).open(path);
+    opened.map_err(LabError::io(format!("cannot write the plot {}; choose another path", path.display())))?;
+    if is_new {
+        // Ignored: an empty file is no harm, and the plot will replace it.
+        let _ = std::fs::remove_file(path);
+    }
+    Ok(())
+}
+
 /// Draws `lines` into `path`; dashed verticals stand at `marks`.
 pub fn lines(path: &Path, labels: &Labels<'_>, lines: &[Line], marks: &[f64]) -> Result<()> {
     write(path, |text| draw(text, labels, lines, marks))
@@ -123,6 +135,19 @@ fn draw(text: &mut String, labels: &Labels<'_>, lines: &[Line], marks: &[f64]) -
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Catches a path that is found to be wrong only after hours of measuring, and a check that spoils what is there.
+    #[test]
+    fn a_path_is_checked_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("plot.svg");
+        check(&path).unwrap();
+        assert!(!path.exists());
+        std::fs::write(&path, "old").unwrap();
+        check(&path).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "old");
+        assert!(check(dir.path()).is_err() && check(&dir.path().join("none/plot.svg")).is_err());
+    }
 
     /// Catches a plot without its lines or its words, and one that fails without points.
     #[test]

@@ -53,15 +53,24 @@ impl State {
             stays: false,
             rate: String::new(),
         };
-        let path = path(id);
-        let file = fs::File::options().write(true).create_new(true).mode(0o600).open(&path);
-        match file {
-            Ok(mut file) => {
-                file.write_all(&state.encode()?).map_err(LabError::io(format!("cannot write {}", path.display())))
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Err(LabError::Exists(id.to_string())),
-            Err(error) => Err(LabError::io(format!("cannot write {}", path.display()))(error)),
-        }
+        state.place(&path(id), id)
+    }
+
+    /// Writes the note whole or not at all: an empty one would say that the lab is somebody's without saying whose.
+    fn place(&self, path: &Path, id: &LabId) -> Result<()> {
+        let fresh = path.with_extension(format!("{}.new", self.owner));
+        let text = self.encode()?;
+        let write = || {
+            fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?.write_all(&text)?;
+            fs::hard_link(&fresh, path)
+        };
+        let placed = write();
+        // Ignored: it holds nothing that the note does not; `forget` removes it.
+        let _ = fs::remove_file(&fresh);
+        placed.map_err(|error| match error.kind() {
+            std::io::ErrorKind::AlreadyExists => LabError::Exists(id.to_string()),
+            _ => LabError::io(format!("cannot write {}", path.display()))(error),
+        })
     }
 
     /// The note of `id`, if there is one that can be read.
@@ -96,8 +105,13 @@ impl State {
 
     /// Removes the note; fine when there is none.
     pub(crate) fn forget(id: &LabId) -> Result<()> {
-        let path = path(id);
-        for path in [path.with_extension("new"), path] {
+        // A crash may have left one that was not in place yet.
+        let of_ours = |path: &PathBuf| {
+            let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.split_once('.'));
+            name.is_some_and(|(name, rest)| name == id.to_string() && rest.ends_with("new"))
+        };
+        let entries = fs::read_dir(FOLDER).into_iter().flatten().flatten().map(|entry| entry.path());
+        for path in entries.filter(of_ours).chain([path(id)]) {
             match fs::remove_file(&path) {
                 Ok(()) => {}
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -119,4 +133,22 @@ fn path(id: &LabId) -> PathBuf {
 
 fn id_of(path: &Path) -> Option<LabId> {
     path.file_name()?.to_str()?.strip_suffix(".json")?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Catches a second owner that overwrites the first one's note, and a note that can be seen half written.
+    #[test]
+    fn a_note_is_placed_once_and_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, id) = (folder.path().join("a1.json"), "a1".parse::<LabId>().unwrap());
+        let state = State { owner: 7, owner_started: 1, folder: None, stays: false, rate: String::new() };
+        state.place(&path, &id).unwrap();
+        let second = State { owner: 8, ..state.clone() }.place(&path, &id);
+        assert!(matches!(second, Err(LabError::Exists(_))), "{second:?}");
+        assert_eq!(serde_json::from_slice::<State>(&fs::read(&path).unwrap()).unwrap(), state);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "a draft is left");
+    }
 }

@@ -136,6 +136,31 @@ fn processes_in_the_namespaces_end_with_the_lab() {
     outside.wait().unwrap();
 }
 
+/// Catches an audit that sees no process because the names of its namespaces are gone, and an empty note that a crash left and that stays.
+#[test]
+fn what_outlives_its_namespace_is_found() {
+    if !root() {
+        return;
+    }
+    let guard = up(1, "100mbit");
+    let id = guard.0.id().clone();
+    let namespace = guard.0.agents()[0].namespace.clone();
+    let mut survivor = enter::run(&namespace, || Command::new("sleep").arg("60").spawn().unwrap()).unwrap();
+    let pinned = leftovers::Pinned::of(&id).unwrap();
+    for name in leftovers::namespaces(&id).unwrap() {
+        assert!(Command::new("ip").args(["netns", "delete", &name]).status().unwrap().success());
+    }
+    assert_eq!(leftovers::find(&id).unwrap().processes, [0; 0]);
+    assert_eq!(pinned.processes(), [survivor.id()]);
+    survivor.kill().unwrap();
+    survivor.wait().unwrap();
+    assert_eq!(pinned.processes(), [0; 0]);
+    std::fs::write(format!("/run/faasnet-lab/{id}.json"), "").unwrap();
+    assert!(State::read(&id).is_none() && leftovers::labs().unwrap().contains(&id));
+    drop(guard);
+    assert!(!leftovers::labs().unwrap().contains(&id));
+}
+
 /// Catches two labs of one name that would take each other down.
 #[test]
 fn a_name_is_used_once() {

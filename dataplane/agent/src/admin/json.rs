@@ -1,6 +1,7 @@
 //! The admin endpoint's JSON: the names and units that tools on this host rely on.
 
 use std::net::SocketAddr;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use faasnet_api::{FunctionId, Verify, v1};
 use serde::Serialize;
@@ -10,6 +11,7 @@ use crate::budget::Budget;
 use crate::session::events::progress;
 use crate::table::Row;
 use crate::view::View;
+use crate::worker::journal::Stalls;
 
 /// `GET /v1/state`.
 #[derive(Debug, Serialize)]
@@ -57,10 +59,22 @@ pub(super) struct Function {
     /// Why this one; empty before the worker has reported.
     mover_reason: String,
     elapsed_us: u64,
+    /// When `elapsed_us` began: microseconds since 1970. 0 before the worker has reported.
+    assigned_at_us: u64,
+    /// One per stripe: the longest time between two new blocks.
+    stalls: Vec<Stall>,
     upstreams: Vec<Upstream>,
     levels: Vec<u32>,
     edges_failed: u64,
     blocks_refused: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Stall {
+    stripe: usize,
+    /// Since `assigned_at_us`.
+    from_us: u64,
+    longest_us: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -114,11 +128,19 @@ impl Function {
             mover: progress.mover,
             mover_reason: row.report.as_ref().map_or_else(String::new, |report| report.mover_reason.clone()),
             elapsed_us: progress.elapsed_us,
+            assigned_at_us: row.report.as_ref().and_then(|report| report.journal.assigned_at).map_or(0, unix_us),
+            stalls: row.report.iter().flat_map(|report| report.journal.stalls.iter().enumerate().map(Stall::new)).collect(),
             upstreams: progress.upstreams.iter().map(Upstream::new).collect(),
             levels: progress.levels,
             edges_failed: progress.edges_failed,
             blocks_refused: progress.blocks_refused,
         }
+    }
+}
+
+impl Stall {
+    fn new((stripe, stall): (usize, &Stalls)) -> Self {
+        Self { stripe, from_us: stall.longest_from.as_micros() as u64, longest_us: stall.longest.as_micros() as u64 }
     }
 }
 
@@ -128,6 +150,10 @@ impl Upstream {
         let node_id = Some(&used.node_id).filter(|id| !id.is_empty()).map(|id| hex(id));
         Self { stripe: used.stripe, node_id, bytes: used.bytes }
     }
+}
+
+fn unix_us(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64)
 }
 
 fn state_name(progress: &v1::FunctionProgress) -> &'static str {

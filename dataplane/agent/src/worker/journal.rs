@@ -3,11 +3,10 @@
 //! One per function and image, written by its worker. Times are since the first assignment. Bounded: what happened last is kept.
 
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use faasnet_api::Stripe;
 use faasnet_relay::plan::Target;
-use faasnet_relay::upstream::Now;
 
 /// Upstreams given up that are remembered.
 const MAX_GIVEN_UP: usize = 8;
@@ -17,6 +16,8 @@ const MIN_STALL: Duration = Duration::from_millis(100);
 /// See the module's documentation.
 #[derive(Debug, Clone, Default)]
 pub struct Journal {
+    /// When the first assignment came, by the host's clock: other programs of the host have the same one.
+    pub assigned_at: Option<SystemTime>,
     /// An upstream said `Welcome` for the first time.
     pub welcomed: Option<Duration>,
     /// The image's file was open, so that blocks could be asked for.
@@ -42,7 +43,9 @@ pub struct Stalls {
     pub total: Duration,
     /// The longest time between two blocks, stall or not.
     pub longest: Duration,
-    last_block: Option<Now>,
+    /// When that began.
+    pub longest_from: Duration,
+    last_block: Option<Duration>,
     usual_gap: Duration,
 }
 
@@ -61,7 +64,8 @@ pub struct GivenUp {
 
 impl Journal {
     pub(super) fn new(stripes: u8) -> Self {
-        Self { stalls: vec![Stalls::default(); stripes.into()], ..Self::default() }
+        let stalls = vec![Stalls::default(); stripes.into()];
+        Self { assigned_at: Some(SystemTime::now()), stalls, ..Self::default() }
     }
 
     /// A block was verified at `at`, which took `verifying`.
@@ -80,11 +84,13 @@ impl Journal {
 }
 
 impl Stalls {
-    /// A block that was missing has arrived.
-    pub(super) fn block(&mut self, now: Now) {
-        let Some(last) = self.last_block.replace(now) else { return };
-        let gap = now.saturating_sub(last);
-        self.longest = self.longest.max(gap);
+    /// A block that was missing has arrived at `at`.
+    pub(super) fn block(&mut self, at: Duration) {
+        let Some(last) = self.last_block.replace(at) else { return };
+        let gap = at.saturating_sub(last);
+        if gap > self.longest {
+            (self.longest, self.longest_from) = (gap, last);
+        }
         if gap > MIN_STALL.max(self.usual_gap * 4) {
             self.count += 1;
             self.total += gap;
@@ -112,6 +118,7 @@ mod tests {
         stalls.block(now + Duration::from_millis(700));
         stalls.block(now + Duration::from_millis(780));
         assert_eq!((stalls.count, stalls.total.as_millis(), stalls.longest.as_millis()), (1, 700, 700));
+        assert_eq!(stalls.longest_from, now);
     }
 
     /// Catches a journal that grows with every failure of a long outage.

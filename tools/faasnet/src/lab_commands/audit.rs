@@ -139,7 +139,7 @@ pub struct Baseline {
 impl Baseline {
     /// Of agents that all run.
     pub fn new(cluster: &LabCluster) -> Self {
-        let files = (0..cluster.agents.len()).map(|index| files(&cluster.store(index))).collect();
+        let files = (0..cluster.agents.len()).map(|index| files(&cluster.own_store(index))).collect();
         let descriptors = cluster.pids().into_iter().map(|(_, pid)| process::descriptors(pid)).collect();
         Self { descriptors, files }
     }
@@ -160,7 +160,7 @@ impl Baseline {
     /// agent may leave such; it removes them when it starts.
     fn strays(&self, cluster: &LabCluster, image: ImageId) -> Vec<String> {
         let stray = |(index, _): (usize, u32)| {
-            let found = stray_files(self.files.get(index)?, &files(&cluster.store(index)), image);
+            let found = stray_files(self.files.get(index)?, &files(&cluster.own_store(index)), image);
             let name = &cluster.network.agents()[index].name;
             (!found.is_empty()).then(|| format!("{name} left files after the release: {}", found.join(", ")))
         };

@@ -72,7 +72,8 @@ impl Breaker {
                 }
                 () = tokio::time::sleep(TICK) => {}
             }
-            self.injector.undo_due(cluster).await?;
+            cluster.bury().into_iter().for_each(|node| self.injector.lose(node));
+            self.injector.undo_due(cluster).await;
             self.tell_undone().await;
         }
     }
@@ -112,7 +113,9 @@ impl Breaker {
         let held =
             futures_util::future::join_all(cluster.network.agents().iter().map(|host| held(&host.namespace))).await;
         let moment = Moment { seconds: 0.0, held_percent: &held, trees: &trees };
-        Ok(Answer::Done(Box::new(self.injector.now(cluster, fault, &moment).await?)))
+        let mut report = self.injector.now(cluster, fault, &moment).await?;
+        report.deaths = cluster.take_deaths();
+        Ok(Answer::Done(Box::new(report)))
     }
 
     async fn tell_undone(&mut self) {
@@ -121,8 +124,13 @@ impl Breaker {
             if self.injector.will_undo(&victims) {
                 rest.push((stream, victims));
             } else {
+                let is_theirs = |problem: &String| victims.iter().any(|name| problem.starts_with(&format!("{name}: ")));
+                let (failed, others) = std::mem::take(&mut self.injector.problems).into_iter().partition(is_theirs);
+                self.injector.problems = others;
+                let failed: Vec<String> = failed;
+                let answer = if failed.is_empty() { Answer::Undone } else { Answer::Refused(failed.join("; ")) };
                 // Ignored: who left does not want to know.
-                say(&mut stream, &Answer::Undone).await;
+                say(&mut stream, &answer).await;
             }
         }
         self.waiting = rest;
@@ -145,6 +153,7 @@ async fn join(cluster: &LabCluster, fault: FaultPlan, count: usize, trees: &[Tre
         held_percent: Vec::new(),
         counts: !trees.is_empty(),
         note: String::new(),
+        deaths: Vec::new(),
     })))
 }
 
@@ -174,8 +183,11 @@ pub async fn ask(folder: &Path, line: &str, wait: bool) -> Result<Option<FaultRe
         Answer::Done(report) => Some(*report),
         Answer::Healed | Answer::Undone => None,
     };
-    if wait && report.is_some() {
-        hear().await?;
+    if wait
+        && report.is_some()
+        && let Answer::Refused(why) = hear().await?
+    {
+        bail!("{why}; bring it back with `faasnet lab fault heal`");
     }
     Ok(report)
 }

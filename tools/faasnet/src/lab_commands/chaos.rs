@@ -1,6 +1,7 @@
 //! Random disturbances from a seed: always the same for the same seed, length and number of hosts. Pure.
 
 use super::fault::{FaultPlan, Kind, Target};
+use super::random::Random;
 
 /// On average one disturbance in so many seconds.
 const EVERY_SECONDS: f64 = 1.5;
@@ -9,7 +10,7 @@ const WINDOW: std::ops::Range<f64> = 0.08..0.75;
 
 /// Seconds since the start, and what happens then, in the order of time. Everything is undone again: at the end all nodes must be complete.
 pub fn schedule(seed: u64, seconds: u64, hosts: usize) -> Vec<(f64, FaultPlan)> {
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let seconds = seconds as f64;
     let count = (seconds * (WINDOW.end - WINDOW.start) / EVERY_SECONDS).ceil() as usize;
     let mut events: Vec<_> = (0..count)
@@ -36,26 +37,6 @@ fn event(random: &mut Random, hosts: usize) -> FaultPlan {
         _ => (Kind::Kill, Target::Origin, away),
     };
     FaultPlan { kind, target, percent: 0, seconds: Some((seconds * 100.0).round() / 100.0) }
-}
-
-/// splitmix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit.max(1)
-    }
-
-    fn share(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
-    }
 }
 
 #[cfg(test)]

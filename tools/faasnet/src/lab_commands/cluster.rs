@@ -14,6 +14,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::fault::{FaultPlan, Kind};
+use super::image;
 use super::plan::Plan;
 use crate::client::{self, Control};
 use crate::cluster::{self, Daemon};
@@ -49,6 +50,8 @@ pub struct LabCluster {
     pub controller: Option<Daemon>,
     /// The registry; `None` while killed.
     pub origin: Option<Daemon>,
+    /// Daemons that ended although nobody asked them to, and how.
+    deaths: Vec<String>,
     /// In front of agents whose bits can be flipped: of all when the plan does so.
     proxies: BTreeMap<usize, Proxy>,
     /// Agents whose disk has room for half of the image.
@@ -70,6 +73,7 @@ impl LabCluster {
             agents: Vec::new(),
             controller: None,
             origin: None,
+            deaths: Vec::new(),
             proxies: BTreeMap::new(),
             small_disks: plan.faults.iter().filter_map(FaultPlan::small_disk).collect(),
             plan: plan.clone(),
@@ -192,6 +196,15 @@ impl LabCluster {
         self.dir.join("secret")
     }
 
+    /// The store of an agent as it sees it: on a small disk it is another one than the same path leads to from here.
+    pub fn own_store(&self, index: usize) -> PathBuf {
+        let (store, pid) = (self.store(index), self.agents[index].as_ref().and_then(Daemon::pid));
+        match (pid, store.strip_prefix("/")) {
+            (Some(pid), Ok(path)) => Path::new("/proc").join(pid.to_string()).join("root").join(path),
+            _ => store,
+        }
+    }
+
     /// The store of an agent.
     pub fn store(&self, index: usize) -> PathBuf {
         self.dir.join(&self.network.agents()[index].name)
@@ -218,10 +231,7 @@ impl LabCluster {
 
     /// How the registry calls the image.
     pub fn reference(&self) -> Result<String> {
-        let index = std::fs::read(self.layout.join("index.json")).context("the layout has no index.json")?;
-        let index: serde_json::Value = serde_json::from_slice(&index).context("the layout's index.json is not JSON")?;
-        let name = &index["manifests"][0]["annotations"][faasnet_origin::manifest::REF_NAME];
-        let tag = name.as_str().unwrap_or("latest").rsplit(':').next().unwrap_or("latest");
+        let tag = image::tag(&self.layout)?;
         Ok(format!("{}/{}:{tag}", self.registry_address(), registry::default_name(&self.layout)))
     }
 
@@ -241,12 +251,37 @@ impl LabCluster {
         self.agents.iter().enumerate().filter_map(pid).collect()
     }
 
-    /// Ends everything in order.
-    pub async fn stop(&mut self) -> Result<()> {
+    /// Puts away daemons that ended although nobody asked them to; the agents among them.
+    pub fn bury(&mut self) -> Vec<usize> {
+        let mut dead = Vec::new();
+        for (index, agent) in self.agents.iter_mut().enumerate() {
+            if let Some(death) = agent.as_mut().and_then(Daemon::death) {
+                self.deaths.push(death);
+                *agent = None;
+                dead.push(index);
+            }
+        }
+        for daemon in [&mut self.controller, &mut self.origin] {
+            if let Some(death) = daemon.as_mut().and_then(Daemon::death) {
+                self.deaths.push(death);
+                *daemon = None;
+            }
+        }
+        dead
+    }
+
+    /// What is known of daemons that ended unasked and was not told yet.
+    pub fn take_deaths(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.deaths)
+    }
+
+    /// Ends everything in order. Tells what went wrong: daemons that had ended before, do not stop, or fail.
+    pub async fn stop(&mut self) -> Result<Vec<String>> {
         self.proxies.clear();
-        let agents = join_all(self.agents.iter_mut().flatten().map(Daemon::stop)).await;
-        let rest = join_all([&mut self.controller, &mut self.origin].into_iter().flatten().map(Daemon::stop)).await;
-        agents.into_iter().chain(rest).collect::<Result<Vec<_>>>().map(drop)
+        let agents = join_all(self.agents.iter_mut().flatten().map(Daemon::end)).await;
+        let rest = join_all([&mut self.controller, &mut self.origin].into_iter().flatten().map(Daemon::end)).await;
+        let ends = agents.into_iter().chain(rest).collect::<Result<Vec<_>>>()?;
+        Ok(self.take_deaths().into_iter().chain(ends.into_iter().flatten()).collect())
     }
 
     async fn wait_live(&self) -> Result<()> {

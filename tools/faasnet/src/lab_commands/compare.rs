@@ -3,7 +3,7 @@
 //! Owns the labs that it measures in, one per number of hosts. What a run is lies in `contest`; what is printed in `comparison`.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
 
@@ -11,6 +11,7 @@ use anyhow::{Result, anyhow, ensure};
 use clap::{Args, ValueEnum};
 use faasnet_lab::Rate;
 use faasnet_lab::network::MOST_HOSTS;
+use faasnet_lab::plot;
 use faasnet_lab::rivals::{Brake, Rival};
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +19,7 @@ use super::comparison::Comparison;
 use super::contest::Contest;
 use super::experiment;
 use super::plan::{LabPolicy, Plan};
-use super::session::Session;
+use super::session::{self, Session};
 use crate::cli::{Global, parse_bytes};
 use crate::{daemon, output};
 
@@ -140,6 +141,7 @@ pub(crate) struct Tried {
 /// Runs the command. A failure unless every system that is installed delivered the right bytes and left nothing.
 pub async fn run(global: &Global, args: CompareArgs) -> Result<ExitCode> {
     let plan = ComparePlan { quiet: global.json, ..ComparePlan::from(&args) };
+    args.svg.as_deref().map(plot::check).transpose()?;
     let interrupted = daemon::shutdown(false)?;
     let comparison = tokio::select! {
         comparison = measure(&plan) => comparison?,
@@ -148,12 +150,12 @@ pub async fn run(global: &Global, args: CompareArgs) -> Result<ExitCode> {
             return Ok(ExitCode::from(experiment::INTERRUPTED));
         }
     };
-    if let Some(path) = &args.svg {
-        comparison.draw(path)?;
-    }
     match global.json {
         true => output::json(&comparison)?,
         false => output::line(comparison.text())?,
+    }
+    if let Some(path) = &args.svg {
+        comparison.draw(path)?;
     }
     Ok(if comparison.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -165,7 +167,6 @@ pub(crate) async fn measure(plan: &ComparePlan) -> Result<Comparison> {
     for hosts in &plan.hosts {
         let lab = plan.lab(*hosts);
         let session = Session::open(&lab, false)?;
-        let id = session.network.id().clone();
         let (network, plan, folder) = (session.network.clone(), plan.clone(), session.folder().to_owned());
         // Dropped before the session, which ends all processes that it finds.
         let brake = PullOnDrop(Brake::default());
@@ -173,9 +174,9 @@ pub(crate) async fn measure(plan: &ComparePlan) -> Result<Comparison> {
         let work = async { Contest::new(network, plan, lab, folder, shared).await?.rows().await };
         let rows = session.inside(work).await;
         drop(brake);
-        session.close(false)?;
+        let closed = session.close(false)?;
         comparison.rows.extend(rows?);
-        comparison.leftovers.extend(experiment::left_behind(&id)?);
+        comparison.leftovers.extend(closed.left);
     }
     Ok(comparison)
 }
@@ -198,6 +199,12 @@ impl ComparePlan {
             self.hosts
         );
         ensure!(self.size > 0 && self.runs > 0, "no bytes or no runs measure nothing");
+        let folder = session::parent(self.dir.as_deref())?;
+        ensure!(
+            !self.systems.iter().any(|system| matches!(system, System::Rival(_))) || is_plain(&folder),
+            "{}: the folder's name goes into other systems' configurations, which do not take every character; choose one of letters, digits and ._- with --dir",
+            folder.display()
+        );
         Ok(())
     }
 
@@ -205,6 +212,12 @@ impl ComparePlan {
     fn lab(&self, hosts: usize) -> Plan {
         Plan { hosts, rate: Some(self.rate), size: self.size, dir: self.dir.clone(), ..Plan::default() }
     }
+}
+
+/// Whether nginx, varnish and their like read the path as one word that means itself.
+fn is_plain(path: &Path) -> bool {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@".contains(c);
+    path.to_str().is_some_and(|text| text.chars().all(is_plain))
 }
 
 impl From<&CompareArgs> for ComparePlan {
@@ -260,5 +273,30 @@ impl TryFrom<String> for System {
 impl From<System> for String {
     fn from(system: System) -> Self {
         system.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Catches a folder whose name breaks the other systems' configuration only after the lab is up.
+    #[test]
+    fn odd_folders_are_refused_where_others_run() {
+        let plan = |dir: &str, system: &str| ComparePlan {
+            hosts: vec![1],
+            systems: vec![system.parse().unwrap()],
+            size: 1,
+            rate: "10mbit".parse().unwrap(),
+            runs: 1,
+            sweep: false,
+            dir: Some(dir.into()),
+            quiet: true,
+        };
+        for odd in ["/tmp/a b", "/tmp/a;b", "/tmp/$x", "/tmp/\"x"] {
+            assert!(plan(odd, "nginx").check().is_err(), "{odd}");
+            assert!(plan(odd, "twin").check().is_ok(), "{odd}");
+        }
+        assert!(plan("/tmp/a-b_c.9", "nginx").check().is_ok());
     }
 }

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::compare::{ComparePlan, CompareRow};
 use super::environment::Environment;
 use super::standard::{figures, tables};
+use super::targets::{self, Target};
 use crate::output;
 
 /// Everything that `faasnet lab compare --json` prints.
@@ -47,8 +48,15 @@ impl Comparison {
         let columns = ["hosts", "system", ">slowest", ">÷ bound", ">CPU s/GiB", ">origin", "bytes"];
         lines.push(output::table(&columns, self.rows.iter().map(CompareRow::cells)));
         lines.push(tables::systems(&self.rows).trim_end().to_owned());
+        lines.extend(self.targets().iter().map(Target::text));
         lines.extend(self.leftovers.iter().map(|left| format!("PROBLEM: left behind: {left}")));
         lines.join("\n")
+    }
+
+    /// Figures that are wanted hold for this image on these links.
+    fn targets(&self) -> Vec<Target> {
+        let is_standard = self.settings.size == 64 << 20 && self.settings.rate.bits() == 100_000_000;
+        if is_standard { targets::of_comparison(&self.rows) } else { Vec::new() }
     }
 
     /// The slowest host ÷ bound over the number of hosts.

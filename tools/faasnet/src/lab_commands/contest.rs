@@ -9,6 +9,7 @@ use faasnet_lab::Network;
 use faasnet_lab::rivals::{self, Brake, Job, Rival, Settings};
 
 use super::compare::{ComparePlan, CompareRow, System, Tried};
+use super::environment;
 use super::experiment;
 use super::image;
 use super::plan::{LabPolicy, Plan};
@@ -183,7 +184,7 @@ impl Entry {
     fn new(system: System) -> Self {
         let mut entry = Self {
             system,
-            version: env!("CARGO_PKG_VERSION").into(),
+            version: environment::version(),
             settings: None,
             tried: Vec::new(),
             runs: Vec::new(),

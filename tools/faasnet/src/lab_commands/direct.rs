@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use tokio::process::{Child, Command};
 
 use super::ReadArgs;
 use super::cluster::LabCluster;
+use super::image;
 use crate::demo::verify;
 use crate::view::NodeView;
 
@@ -29,28 +30,21 @@ pub struct Reads {
 
 impl Reads {
     /// The blobs of the layout's first image.
-    pub fn of(layout: &Path) -> Result<Self> {
-        let json = |path: PathBuf| -> Result<serde_json::Value> {
-            let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            serde_json::from_slice(&bytes).with_context(|| format!("{} is not JSON", path.display()))
-        };
-        let index = json(layout.join("index.json"))?;
-        let digest = index["manifests"][0]["digest"].as_str().context("the layout's index names no image")?;
-        let manifest = json(layout.join("blobs").join(digest.replace(':', "/")))?;
-        let layers = manifest["layers"]
-            .as_array()
-            .context("the layout's first entry is no image manifest; direct reads need one")?;
-        let blob = |blob: &serde_json::Value| Some((blob["digest"].as_str()?.to_owned(), blob["size"].as_u64()?));
-        let blobs: Option<Vec<_>> = std::iter::once(&manifest["config"]).chain(layers).map(blob).collect();
-        let mut blobs = blobs.context("the image's manifest is damaged")?;
-        blobs.sort();
-        blobs.dedup();
+    pub async fn of(layout: &Path) -> Result<Self> {
+        let blobs = image::summary(layout).await?.blobs.into_iter().map(|blob| (blob.digest, blob.bytes)).collect();
         Ok(Self { blobs, repository: crate::registry::default_name(layout) })
     }
 
     /// Bytes of all blobs.
     pub fn bytes(&self) -> u64 {
         self.blobs.iter().map(|(_, size)| size).sum()
+    }
+
+    /// What lies of them in a host's folder.
+    fn bytes_in(&self, store: &Path) -> u64 {
+        let length =
+            |(digest, _): &(String, u64)| store.join(file_name(digest)).metadata().map_or(0, |file| file.len());
+        self.blobs.iter().map(length).sum()
     }
 
     fn path(&self, digest: &str) -> String {
@@ -78,15 +72,16 @@ pub async fn finish(cluster: &LabCluster, reads: &Reads, readers: Vec<Child>) ->
         drop(reader.stdin.take());
         let status = reader.wait().await.context("cannot wait for a reader")?;
         let name = cluster.network.agents()[index].name.clone();
+        let (seconds, bytes) = (begin.elapsed().as_secs_f64(), reads.bytes_in(&cluster.store(index)));
         ensure!(status.success(), "the reader on {name} failed ({status})");
         Ok::<_, anyhow::Error>(NodeView {
             name,
             state: "complete".into(),
             alive: true,
-            seconds: begin.elapsed().as_secs_f64(),
+            seconds,
             bytes_total: reads.bytes(),
-            bytes_present: reads.bytes(),
-            bytes_received: reads.bytes(),
+            bytes_present: bytes,
+            bytes_received: bytes,
             mover: "direct".into(),
             ..NodeView::default()
         })
@@ -97,7 +92,7 @@ pub async fn finish(cluster: &LabCluster, reads: &Reads, readers: Vec<Child>) ->
 /// What is wrong with what a host has read; empty when nothing is.
 pub fn verify(store: &Path, reads: &Reads) -> String {
     let check = |(digest, _): &(String, u64)| -> Result<()> {
-        let path = store.join(digest.replace(':', "-"));
+        let path = store.join(file_name(digest));
         let got = verify::digest_of_reader(File::open(&path)?)?;
         ensure!(got == *digest, "{} hashes to {got}", path.display());
         Ok(())
@@ -112,10 +107,15 @@ pub fn read(args: &ReadArgs) -> Result<()> {
     let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
     for path in &args.paths {
         let digest = path.rsplit('/').next().unwrap_or_default();
-        let mut file = File::create(args.out.join(digest.replace(':', "-"))).context("cannot write a blob")?;
+        let mut file = File::create(args.out.join(file_name(digest))).context("cannot write a blob")?;
         let status = http::fetch(args.server, path, PATIENCE, |bytes| file.write_all(bytes));
         let status = status.with_context(|| format!("cannot read {path} from {}", args.server))?;
         ensure!(status == 200, "{} answers {status} for {path}", args.server);
     }
     Ok(())
+}
+
+/// What a blob is called on a host.
+fn file_name(digest: &str) -> String {
+    digest.replace(':', "-")
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// What can change a figure.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Environment {
-    /// This program's.
+    /// This program's, with the commit that it was built from where that is known.
     pub version: String,
     /// The kernel.
     pub kernel: String,
@@ -29,7 +29,7 @@ impl Environment {
             (format!("net.ipv4.{name}"), value.split_whitespace().collect::<Vec<_>>().join(" "))
         });
         Self {
-            version: env!("CARGO_PKG_VERSION").into(),
+            version: version(),
             kernel: text("/proc/sys/kernel/osrelease"),
             processor: line("/proc/cpuinfo", "model name").trim_start_matches([' ', '\t', ':']).to_owned(),
             cores: std::thread::available_parallelism().map_or(1, |cores| cores.get()),
@@ -41,6 +41,14 @@ impl Environment {
                 * 1024,
             sysctls: sysctls.into(),
         }
+    }
+}
+
+/// `0.1.0 (151ada90956d)`; `-dirty` after the commit means that files had changed since, and outside of a checkout there is none.
+pub fn version() -> String {
+    match option_env!("FAASNET_COMMIT") {
+        Some(commit) => format!("{} ({commit})", env!("CARGO_PKG_VERSION")),
+        None => env!("CARGO_PKG_VERSION").into(),
     }
 }
 

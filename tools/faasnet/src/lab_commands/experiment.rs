@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use faasnet_lab::recording::Recording;
 use faasnet_lab::sampler::Sampler;
 use faasnet_lab::scheduling::{Scheduling, SchedulingDelay};
-use faasnet_lab::{LabId, Network, flow, leftovers};
+use faasnet_lab::{Network, flow, leftovers, plot};
 
 use super::audit::{Audit, Baseline};
 use super::cluster::LabCluster;
@@ -21,7 +21,7 @@ use super::injector::FaultReport;
 use super::origin_log;
 use super::plan::{LabPolicy, Plan};
 use super::report::{HostReport, LabReport, RunReport, median_of};
-use super::session::Session;
+use super::session::{Closed, Session};
 use super::timeline::Timeline;
 use super::transfer::{Transfer, fresh_trees, provision, settle};
 use crate::cli::Global;
@@ -56,17 +56,18 @@ pub struct Measured {
 
 /// Runs the plan and prints the report. A failure unless every audit is clean.
 pub async fn run(global: &Global, plan: Plan, svg: Option<PathBuf>) -> Result<ExitCode> {
+    svg.as_deref().map(plot::check).transpose()?;
     let interrupted = daemon::shutdown(false)?;
     let Some(Measured { report, timeline, kept }) = measure(&plan, !global.json, interrupted).await? else {
         eprintln!("interrupted: the lab is taken down");
         return Ok(ExitCode::from(INTERRUPTED));
     };
-    if let Some(path) = svg {
-        timeline.draw(&path)?;
-    }
     match global.json {
         true => output::json(&report)?,
         false => output::line(report.text(kept.as_ref()))?,
+    }
+    if let Some(path) = svg {
+        timeline.draw(&path)?;
     }
     Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -74,27 +75,18 @@ pub async fn run(global: &Global, plan: Plan, svg: Option<PathBuf>) -> Result<Ex
 /// Runs the plan in a lab of its own, which is gone afterwards; `None` when `interrupted` came first.
 pub async fn measure(plan: &Plan, tell: bool, interrupted: impl Future<Output = ()>) -> Result<Option<Measured>> {
     plan.check()?;
+    let plan = &plan.clone().with_image_size().await?;
     let session = Session::open(plan, false)?;
     let work = work(session.network.clone(), plan.clone(), session.folder().to_owned(), tell);
     let outcome = tokio::select! {
         outcome = session.inside(work) => Some(outcome),
         () = interrupted => None,
     };
-    let (id, folder) = (session.network.id().clone(), session.folder().to_owned());
-    let kept = session.close(plan.keep)?;
+    let Closed { kept, left } = session.close(plan.keep)?;
     let Some(outcome) = outcome else { return Ok(None) };
     let (mut report, timeline) = outcome?;
-    report.leftovers = left_behind(&id)?;
-    if kept.is_none() && folder.exists() {
-        report.leftovers.push(format!("folder {}", folder.display()));
-    }
+    report.leftovers = left;
     Ok(Some(Measured { report, timeline, kept }))
-}
-
-/// What there still is of a lab that was taken down, in words.
-pub fn left_behind(id: &LabId) -> Result<Vec<String>> {
-    let left = leftovers::find(id)?;
-    Ok(left.namespaces.into_iter().chain(left.processes.iter().map(|pid| format!("process {pid}"))).collect())
 }
 
 async fn work(network: Network, plan: Plan, folder: PathBuf, tell: bool) -> Result<(LabReport, Timeline)> {
@@ -139,12 +131,13 @@ pub async fn one_run(network: &Network, plan: &Plan, layout: &Path, dir: &Path) 
     };
     let stopped = cluster.stop().await;
     let mut outcome = outcome?;
-    stopped?;
+    outcome.audit.problems.extend(stopped?);
     let left = leftovers::processes(&leftovers::namespaces(network.id())?);
     outcome
         .audit
         .problems
         .extend(left.iter().map(|pid| format!("process {pid} still runs after all daemons were told to stop")));
+    outcome.demo.verified = outcome.audit.is_clean();
     Ok(outcome.finish(network, rate))
 }
 
@@ -164,7 +157,7 @@ async fn tree_run(cluster: &mut LabCluster, plan: &Plan, rate: f64) -> Result<Ou
     let before = Baseline::new(cluster);
     let function = cluster.register(&mut control).await?;
     ensure!(function.note.is_empty(), "the controller changed the plan: {}", function.note);
-    let registered = registration_reads(cluster, function.image_bytes).await?;
+    let registered = logged_reads(cluster, function.image_bytes).await?;
     let mut transfer = Transfer::new(cluster, plan, function.image_bytes).await?;
     let scheduling = Scheduling::start();
     transfer.trees = provision(&mut control, cluster, 0..plan.early_hosts()).await?;
@@ -173,16 +166,18 @@ async fn tree_run(cluster: &mut LabCluster, plan: &Plan, rate: f64) -> Result<Ou
     let finished = transfer.run(cluster, plan, Instant::now() + bound + chaos + GRACE).await?;
     let scheduling = scheduling.finish();
     let Transfer { mut watch, sampler, pids, mut injector, trees, .. } = transfer;
+    let mut audit = Audit::default();
     let living: Vec<usize> = (0..plan.hosts).filter(|node| injector.expected[*node]).collect();
     injector.finish(cluster).await?;
+    audit.problems.append(&mut injector.problems);
     settle(cluster, &mut watch).await;
     injector.note_full_disks(&watch.nodes);
-    let mut audit = Audit::default();
     audit.count(&watch.nodes, &living);
     if !finished {
         audit.problems.push("the run took too long and was ended".into());
     }
-    let hosts = host_reports(cluster, &sampler, &pids);
+    let mut hosts = host_reports(cluster, &sampler, &pids);
+    hosts.iter_mut().zip(watch.stalls).for_each(|(host, stalls)| host.stripes = stalls);
     let recording = sampler.stop()?;
     let image = function.image_id.parse().context("the controller named no image")?;
     let problems = audit.hash(cluster, &living, image, function.image_bytes).await?;
@@ -200,8 +195,8 @@ async fn tree_run(cluster: &mut LabCluster, plan: &Plan, rate: f64) -> Result<Ou
     Ok(Outcome { demo, recording, scheduling, hosts, faults: injector.reports, audit })
 }
 
-/// What the registry sent while the image was registered.
-async fn registration_reads(cluster: &LabCluster, bytes: u64) -> Result<OriginLog> {
+/// What the registry sent so far, once that is at least `bytes`.
+async fn logged_reads(cluster: &LabCluster, bytes: u64) -> Result<OriginLog> {
     let deadline = Instant::now() + LOG_DEADLINE;
     loop {
         let log = origin_log::read(&cluster.origin_requests())?;
@@ -254,7 +249,7 @@ fn demo_report(
 
 /// A run in which every host reads the origin.
 async fn direct_run(cluster: &LabCluster, layout: &Path) -> Result<Outcome> {
-    let reads = Reads::of(layout)?;
+    let reads = Reads::of(layout).await?;
     let readers = direct::start(cluster, &reads)?;
     let sampler = Sampler::start(&cluster.network)?;
     let pids: BTreeMap<usize, Vec<u32>> =
@@ -263,6 +258,7 @@ async fn direct_run(cluster: &LabCluster, layout: &Path) -> Result<Outcome> {
     let scheduling = Scheduling::start();
     let nodes = direct::finish(cluster, &reads, readers).await?;
     let scheduling = scheduling.finish();
+    let sent = logged_reads(cluster, reads.bytes() * nodes.len() as u64).await?;
     let hosts = host_reports(cluster, &sampler, &pids);
     let recording = sampler.stop()?;
     let mut audit = Audit { living: nodes.len(), ..Audit::default() };
@@ -281,11 +277,8 @@ async fn direct_run(cluster: &LabCluster, layout: &Path) -> Result<Outcome> {
             reference: cluster.reference()?,
             id: String::new(),
         },
-        origin: OriginReport {
-            bytes_sent: reads.bytes() * nodes.len() as u64,
-            counted_by: "agents".into(),
-            ..OriginReport::default()
-        },
+        // Nothing was lost: all hosts read the same.
+        origin: OriginReport { lost_with_root_bytes: 0, ..OriginReport::from_log(&OriginLog::default(), &sent) },
         seconds: SecondsReport::new(nodes.iter().map(|node| node.node.seconds).collect()),
         verified: audit.is_clean(),
         nodes,
@@ -303,8 +296,11 @@ impl Outcome {
         for (index, host) in self.hosts.iter_mut().enumerate() {
             let traffic = self.recording.total(FIRST_AGENT + index);
             (host.interface_received_bytes, host.interface_sent_bytes) = (traffic.received, traffic.sent);
-            let stall = self.recording.longest_stall(FIRST_AGENT + index, least, f64::INFINITY);
-            (host.longest_stall_seconds, host.longest_stall_at) = (stall.seconds, stall.from);
+            // What comes after the last block is none of the image.
+            let end = self.demo.nodes.get(index).filter(|node| node.node.is_complete());
+            let end = end.map_or(f64::INFINITY, |node| node.node.seconds);
+            let stall = self.recording.longest_stall(FIRST_AGENT + index, least, end);
+            host.stalled(stall);
         }
         let origin = self.recording.total(0).sent;
         let disturbed = |node: &NodeReport| self.faults.iter().any(|fault| fault.victims.contains(&node.node.name));

@@ -170,10 +170,15 @@ fn parse_target(text: &str) -> Option<Target> {
     named.or_else(node).or_else(|| text.parse().ok().map(Target::Count))
 }
 
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(KINDS.iter().find(|(kind, _)| kind == self).map_or("", |(_, name)| name))
+    }
+}
+
 impl fmt::Display for FaultPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = KINDS.iter().find(|(kind, _)| *kind == self.kind).map_or("", |(_, name)| name);
-        write!(f, "{kind}:")?;
+        write!(f, "{}:", self.kind)?;
         match &self.target {
             Target::Node(node) => write!(f, "n{}", node + 1)?,
             Target::Count(count) => write!(f, "{count}")?,

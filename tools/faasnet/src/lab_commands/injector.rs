@@ -36,6 +36,9 @@ pub struct FaultReport {
     pub counts: bool,
     /// Why not, or what else there is to say; or empty.
     pub note: String,
+    /// In a lab that stays: daemons that ended by themselves since the last fault.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deaths: Vec<String>,
 }
 
 struct Pending {
@@ -68,6 +71,8 @@ pub struct Injector {
     pub joins_due: bool,
     /// What was done.
     pub reports: Vec<FaultReport>,
+    /// What could not be done or undone: the host's name, a colon, why.
+    pub problems: Vec<String>,
     early: usize,
 }
 
@@ -85,6 +90,7 @@ impl Injector {
             silent: vec![false; plan.hosts],
             joins_due: false,
             reports: Vec::new(),
+            problems: Vec::new(),
             early: plan.early_hosts(),
         }
     }
@@ -101,15 +107,16 @@ impl Injector {
                     held_percent: Vec::new(),
                     counts: false,
                     note: "the image was everywhere before".into(),
+                    deaths: Vec::new(),
                 });
             }
         }
         self.pending.is_empty() && self.undo.is_empty()
     }
 
-    /// Does and undoes what is due.
-    pub async fn tick(&mut self, cluster: &mut LabCluster, moment: &Moment<'_>) -> Result<()> {
-        self.undo_due(cluster).await?;
+    /// Does and undoes what is due. What fails is noted; the run goes on.
+    pub async fn tick(&mut self, cluster: &mut LabCluster, moment: &Moment<'_>) {
+        self.undo_due(cluster).await;
         let mut waiting = Vec::new();
         for pending in std::mem::take(&mut self.pending) {
             let living = self.living();
@@ -122,25 +129,33 @@ impl Injector {
             match self.due(cluster, &pending, &scene, moment.seconds) {
                 Some(victims) => {
                     self.report(&pending.plan, &victims, &scene, moment.seconds);
-                    let lasts = pending.plan.lasts();
-                    self.inject(cluster, pending.plan, victims, lasts).await?;
+                    let (lasts, name) = (pending.plan.lasts(), pending.plan.to_string());
+                    if let Err((victim, error)) = self.inject(cluster, pending.plan, victims, lasts).await {
+                        self.problems.push(format!("{}: {name} failed: {error:#}", victim.name()));
+                    }
                 }
                 None => waiting.push(pending),
             }
         }
         self.pending = waiting;
-        Ok(())
     }
 
-    /// Undoes what has lasted long enough.
-    pub async fn undo_due(&mut self, cluster: &mut LabCluster) -> Result<()> {
+    /// A node's agent ended although nobody asked it to: it cannot answer, and nobody waits for it.
+    pub fn lose(&mut self, node: usize) {
+        self.silent[node] = true;
+        self.expected[node] = false;
+    }
+
+    /// Undoes what has lasted long enough. What cannot be undone is noted, and stands until it is healed.
+    pub async fn undo_due(&mut self, cluster: &mut LabCluster) {
         let now = Instant::now();
         let (due, rest) = std::mem::take(&mut self.undo).into_iter().partition(|(at, ..)| *at <= now);
         self.undo = rest;
         for (_, kind, victim) in due {
-            self.undo_one(cluster, kind, victim).await?;
+            if let Err(error) = self.undo_one(cluster, kind, victim).await {
+                self.note_failed_undo(kind, victim, &error);
+            }
         }
-        Ok(())
     }
 
     /// Does `plan` now, whatever its victims hold. Without a time it lasts until it is healed.
@@ -156,7 +171,7 @@ impl Injector {
         }
         self.report(&plan, &victims, &scene, moment.seconds);
         let lasts = plan.seconds;
-        self.inject(cluster, plan, victims, lasts).await?;
+        self.inject(cluster, plan, victims, lasts).await.map_err(|(victim, error)| error.context(victim.name()))?;
         self.reports.pop().context("a fault has no report")
     }
 
@@ -168,13 +183,28 @@ impl Injector {
         let standing = std::mem::take(&mut self.standing);
         let (more, rest): (Vec<_>, Vec<_>) = standing.into_iter().partition(|(_, victim)| victim.name() == host);
         self.standing = rest;
+        let mut failed = None;
         for (kind, victim) in ours.into_iter().map(|(_, kind, victim)| (kind, victim)).chain(more) {
-            self.undo_one(cluster, kind, victim).await?;
+            if let Err(error) = self.undo_one(cluster, kind, victim).await {
+                // Whoever heals hears it, and may try again.
+                self.standing.push((kind, victim));
+                failed.get_or_insert(error);
+            }
         }
-        // A disturbance that failed half-way may have left it without an agent.
+        // A disturbance that failed half-way, or a death of its own, may have left it without an agent.
         match cluster.network.agents().iter().position(|agent| agent.name == host) {
-            Some(node) if cluster.agents[node].is_none() => cluster.start_agent(node).await,
-            _ => Ok(()),
+            Some(node) if cluster.agents[node].is_none() => {
+                cluster.start_agent(node).await?;
+                (self.silent[node], self.expected[node]) = (false, true);
+                // What was done to a process ended with it.
+                self.standing
+                    .retain(|(kind, victim)| *victim != Victim::Node(node) || !matches!(kind, Kind::Kill | Kind::Stop));
+                match self.standing.iter().any(|(_, victim)| *victim == Victim::Node(node)) {
+                    true => failed.map_or(Ok(()), Err),
+                    false => Ok(()),
+                }
+            }
+            _ => failed.map_or(Ok(()), Err),
         }
     }
 
@@ -250,19 +280,28 @@ impl Injector {
         plan: FaultPlan,
         victims: Vec<Victim>,
         lasts: Option<f64>,
-    ) -> Result<()> {
+    ) -> Result<(), (Victim, anyhow::Error)> {
         if plan.kind == Kind::Joins {
             self.joins_due = true;
             return Ok(());
         }
         for victim in victims {
-            self.hit(cluster, &plan, victim).await?;
+            self.hit(cluster, &plan, victim).await.map_err(|error| (victim, error))?;
             match lasts {
                 Some(seconds) => self.undo.push((Instant::now() + Duration::from_secs_f64(seconds), plan.kind, victim)),
                 None => self.give_up(plan.kind, victim),
             }
         }
         Ok(())
+    }
+
+    /// The victim stays as it is: an experiment does not wait for it, and whoever runs a lab may heal it.
+    fn note_failed_undo(&mut self, kind: Kind, victim: Victim, error: &anyhow::Error) {
+        self.problems.push(format!("{}: {kind} could not be undone: {error:#}", victim.name()));
+        self.standing.push((kind, victim));
+        if let Victim::Node(node) = victim {
+            self.expected[node] = false;
+        }
     }
 
     /// A node that stays away, or whose disk is too small, need not hold the image.
@@ -343,6 +382,7 @@ impl Injector {
             held_percent,
             counts: note.is_empty(),
             note: note.into(),
+            deaths: Vec::new(),
         });
     }
 
@@ -362,7 +402,8 @@ impl FaultReport {
         let fault = self.fault.to_string();
         // By hand it happens at once, whatever the victim holds.
         let what = fault.split('@').next().unwrap_or_default();
-        format!("{what} hits {}{orphans}", self.victims.join(" "))
+        let deaths: String = self.deaths.iter().map(|death| format!("\nPROBLEM: {death}")).collect();
+        format!("{what} hits {}{orphans}{deaths}", self.victims.join(" "))
     }
 
     /// One line.

@@ -4,7 +4,7 @@
 
 use std::io::{Read, Seek};
 use std::os::unix::process::CommandExt;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use super::breaker::Breaker;
-use super::cluster::{FUNCTION, LabCluster};
+use super::cluster::{FUNCTION, LabCluster, enter_command};
 use super::plan::Plan;
 use super::session::Session;
 use super::{DownArgs, ShellArgs, UpArgs};
@@ -66,7 +66,7 @@ pub async fn up(global: &Global, args: UpArgs) -> Result<()> {
 
 /// `lab keep`: brings the lab up, registers the image, and holds the daemons until it is told to stop.
 pub async fn keep(args: UpArgs) -> Result<()> {
-    let plan = Plan::from(&args);
+    let plan = Plan::from(&args).with_image_size().await?;
     plan.check()?;
     let shutdown = daemon::shutdown(false)?;
     let session = Session::open(&plan, true)?;
@@ -86,7 +86,7 @@ pub async fn keep(args: UpArgs) -> Result<()> {
         let breaker = Breaker::listen(&folder, &settings)?;
         output::line(format!("ready {description}"))?;
         breaker.serve(&mut cluster, shutdown).await?;
-        cluster.stop().await
+        cluster.stop().await.map(|wrong| wrong.iter().for_each(|wrong| tracing::warn!("{wrong}")))
     };
     let outcome = session.inside(work).await;
     session.close(false)?;
@@ -124,6 +124,8 @@ fn unused() -> Result<Vec<LabId>> {
             Some(state) if !state.is_owned() => unused.push(id),
             Some(state) if state.stays => up.push(id),
             Some(state) => eprintln!("left alone: the lab {id}, used by process {}", state.owner),
+            // An unreadable note and nothing else: what a crash left.
+            None if leftovers::namespaces(&id)?.is_empty() => unused.push(id),
             None => {
                 eprintln!("left alone: the lab {id}, whose owner is unknown; if it is yours: faasnet lab down {id}")
             }
@@ -143,8 +145,7 @@ pub fn shell(args: ShellArgs) -> Result<ExitCode> {
     let Some(host) = network.host(&args.host) else { bail!("the lab {} has no host {}", network.id(), args.host) };
     let state = State::read(network.id()).context("the lab has no note; take it down and make it anew")?;
     let folder = state.folder.context("the lab has no folder")?;
-    let mut command = Command::new("nsenter");
-    command.arg(format!("--net={}", faasnet_lab::enter::path(&host.namespace).display())).arg("--");
+    let mut command = enter_command(&host.namespace).into_std();
     match args.command.is_empty() {
         true => command.arg(std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into())),
         false => command.args(args.command),

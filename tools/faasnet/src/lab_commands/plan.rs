@@ -1,6 +1,7 @@
 //! What an experiment is: hosts, image, policy, disturbances. From flags or from a scenario file; the same settings either way.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -10,6 +11,7 @@ use faasnet_lab::{LabId, Rate};
 use serde::{Deserialize, Serialize};
 
 use super::fault::FaultPlan;
+use super::image;
 use super::{HostArgs, ImageArgs, ProvisionArgs, UpArgs};
 use crate::cli::{Engine, parse_bytes};
 
@@ -27,6 +29,12 @@ pub enum LabPolicy {
     Direct,
 }
 
+/// How often an experiment may be run, how long it may be disturbed, and how large packets may be: of flags and of scenario files alike.
+pub const RUNS: RangeInclusive<i64> = 1..=100;
+/// See [`RUNS`].
+pub const SECONDS: RangeInclusive<u64> = 2..=600;
+/// See [`RUNS`].
+pub const MTU: RangeInclusive<i64> = 576..=65535;
 /// Links of small virtual machines.
 const DEFAULT_BITS: u64 = 100_000_000;
 /// With chaos, an undisturbed transfer takes about this share of the time.
@@ -40,7 +48,7 @@ pub struct Plan {
     pub hosts: usize,
     /// Of every link, each way; see [`Plan::rate`].
     pub rate: Option<Rate>,
-    /// Of the made image.
+    /// Of the made image; of another one by [`Plan::with_image_size`].
     #[serde(deserialize_with = "bytes")]
     pub size: u64,
     /// A layout in place of a made image.
@@ -105,7 +113,11 @@ impl Plan {
     /// Refuses what cannot work, before anything is made.
     pub fn check(&self) -> Result<()> {
         ensure!((1..=MOST_HOSTS).contains(&self.hosts), "{} hosts; the lab has 1 to {MOST_HOSTS}", self.hosts);
-        ensure!(self.runs > 0, "runs = 0 measures nothing");
+        let is_in = |range: &RangeInclusive<i64>, value: usize| range.contains(&(value as i64));
+        ensure!(is_in(&RUNS, self.runs), "runs = {}: from {} to {}", self.runs, RUNS.start(), RUNS.end());
+        let (seconds, mtu) = (self.seconds, self.mtu.unwrap_or(1500));
+        ensure!(SECONDS.contains(&seconds), "seconds = {seconds}: from {} to {}", SECONDS.start(), SECONDS.end());
+        ensure!(is_in(&MTU, mtu as usize), "mtu = {mtu}: from {} to {}", MTU.start(), MTU.end());
         ensure!(self.size >= 1, "an image has at least one byte");
         let disturbed = !self.faults.is_empty() || self.chaos.is_some();
         ensure!(
@@ -126,6 +138,14 @@ impl Plan {
             None => DEFAULT_BITS as f64,
         };
         self.rate.unwrap_or_else(|| Rate::nearest(bits as u64))
+    }
+
+    /// With the size of the image that is named, if one is: much follows from it.
+    pub async fn with_image_size(mut self) -> Result<Self> {
+        if let Some(layout) = &self.image {
+            self.size = image::summary(layout).await?.total_bytes;
+        }
+        Ok(self)
     }
 
     /// Hosts that get the image from the start.
@@ -216,6 +236,10 @@ mod tests {
             "faults = ['burn:n1']",
             "policy = 'bush'",
             "policy = 'direct'\nchaos = 1",
+            "chaos = 1\nseconds = 1_000_000_000_000_000",
+            "chaos = 1\nseconds = 1",
+            "runs = 101",
+            "mtu = 100",
         ] {
             assert!(scenario(wrong).is_err(), "{wrong}");
         }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use faasnet_lab::recording::Stall;
 use faasnet_lab::scheduling::SchedulingDelay;
 use serde::{Deserialize, Serialize};
 
@@ -9,6 +10,8 @@ use super::audit::Audit;
 use super::environment::Environment;
 use super::injector::FaultReport;
 use super::plan::Plan;
+use super::targets::{self, Target};
+use super::watch::StripeStall;
 use crate::demo::report::Report;
 use crate::output;
 
@@ -24,12 +27,15 @@ pub struct LabReport {
     pub environment: Environment,
     /// All runs, in their order.
     pub runs: Vec<RunReport>,
+    /// What the project wants of such a run, and whether the median run reached it.
+    #[serde(default)]
+    pub targets: Vec<Target>,
     /// What was left of the lab after it was taken down; must be empty.
     pub leftovers: Vec<String>,
 }
 
 /// One run.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct RunReport {
     /// The fields of `faasnet demo`.
     #[serde(flatten)]
@@ -75,17 +81,30 @@ pub struct HostReport {
     pub interface_received_bytes: u64,
     /// Bytes that its interface sent.
     pub interface_sent_bytes: u64,
-    /// The longest time without progress.
+    /// The longest time without a new block in one stripe, or without bytes for the whole host, whichever is longer.
     pub longest_stall_seconds: f64,
     /// When that began, since the start of provisioning.
     pub longest_stall_at: f64,
+    /// Each stripe's longest stall, by the agent's word; empty when there was no agent.
+    #[serde(default)]
+    pub stripes: Vec<StripeStall>,
+}
+
+impl HostReport {
+    /// Its interface received nothing for so long; a stripe may have waited longer while the other one went on.
+    pub fn stalled(&mut self, interface: Stall) {
+        let stripes = self.stripes.iter().map(|stripe| (stripe.seconds, stripe.at));
+        let longest = stripes.chain([(interface.seconds, interface.from)]).max_by(|a, b| a.0.total_cmp(&b.0));
+        (self.longest_stall_seconds, self.longest_stall_at) = longest.unwrap_or_default();
+    }
 }
 
 impl LabReport {
     /// Puts the runs together; `median` is a place in them.
     pub fn new(settings: Plan, runs: Vec<RunReport>, median: usize) -> Self {
         let environment = Environment::read();
-        Self { median: runs[median].clone(), settings, environment, runs, leftovers: Vec::new() }
+        let targets = targets::of_run(&settings, &runs[median]);
+        Self { median: runs[median].clone(), settings, environment, runs, targets, leftovers: Vec::new() }
     }
 
     /// Whether every run delivered the right bytes and nothing was left.
@@ -123,6 +142,7 @@ impl LabReport {
             }
             lines.extend(run.audit.problems.iter().map(|problem| format!("PROBLEM: {problem}")));
         }
+        lines.extend(self.targets.iter().map(Target::text));
         lines.extend(self.leftovers.iter().map(|left| format!("PROBLEM: left behind: {left}")));
         lines.push(match self.is_clean() {
             true => "audit: every living node has the right bytes, nothing is left behind".into(),
@@ -134,8 +154,18 @@ impl LabReport {
 }
 
 impl RunReport {
+    /// The longest time without progress of any host that no fault hit.
+    pub fn others_stall(&self) -> f64 {
+        self.longest_stall(|host| !self.faults.iter().any(|fault| fault.victims.contains(&host.name)))
+    }
+
+    /// The longest time without progress of any host that is wanted.
+    pub fn longest_stall(&self, wanted: impl Fn(&HostReport) -> bool) -> f64 {
+        self.hosts.iter().filter(|host| wanted(host)).map(|host| host.longest_stall_seconds).fold(0.0, f64::max)
+    }
+
     fn row(&self, number: usize) -> Vec<String> {
-        let stall = self.hosts.iter().map(|host| host.longest_stall_seconds).fold(0.0, f64::max);
+        let stall = self.longest_stall(|_| true);
         let waited = self.scheduling.waited_seconds.map_or("?".into(), |waited| {
             format!("{:.0} %", 100.0 * waited / (self.scheduling.seconds * self.scheduling.cores as f64).max(1e-9))
         });
@@ -164,6 +194,18 @@ pub fn median_of(values: &[f64]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Catches a stall of one stripe that nobody sees because bytes of the other one went on.
+    #[test]
+    fn the_longest_stall_is_that_of_any_stripe() {
+        let stripes =
+            vec![StripeStall { stripe: 0, at: 1.0, seconds: 0.05 }, StripeStall { stripe: 1, at: 2.0, seconds: 0.7 }];
+        let mut host = HostReport { stripes, ..HostReport::default() };
+        host.stalled(Stall { from: 3.0, seconds: 0.1 });
+        assert_eq!((host.longest_stall_seconds, host.longest_stall_at), (0.7, 2.0));
+        host.stalled(Stall { from: 3.0, seconds: 0.9 });
+        assert_eq!((host.longest_stall_seconds, host.longest_stall_at), (0.9, 3.0));
+    }
 
     /// Catches a "median" that is the first, the best or the worst run.
     #[test]

@@ -3,7 +3,8 @@
 use std::future::Future;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use faasnet_lab::leftovers::Pinned;
 use faasnet_lab::state::State;
 use faasnet_lab::{LabId, Network, NetworkOptions, enter, leftovers};
 
@@ -21,23 +22,35 @@ pub struct Session {
     open: bool,
 }
 
+/// What there is after a lab was taken down.
+#[derive(Debug)]
+pub struct Closed {
+    /// The folder, if it was to be kept.
+    pub kept: Option<PathBuf>,
+    /// What should be gone, in words; must be empty.
+    pub left: Vec<String>,
+}
+
 impl Session {
     /// Makes both. `stays`: for other commands to use, until `lab down`.
     pub fn open(plan: &Plan, stays: bool) -> Result<Self> {
         let id = plan.id.clone().unwrap_or_else(LabId::fresh);
-        let parent = plan.dir.clone().unwrap_or_else(std::env::temp_dir);
-        let parent = std::path::absolute(&parent).with_context(|| format!("cannot find {}", parent.display()))?;
-        let folder = parent.join(id.namespace("files"));
+        let folder = parent(plan.dir.as_deref())?.join(id.namespace("files"));
         let options = NetworkOptions { id: id.clone(), hosts: plan.hosts, rate: plan.rate(), mtu: plan.mtu };
-        let session = Self { network: Network::up(options)?, folder, open: true };
-        std::fs::create_dir(&session.folder)
-            .with_context(|| format!("cannot make {}; choose another place with --dir", session.folder.display()))?;
-        // Noted only now: a folder that was there before is not ours to remove.
+        let cannot = || format!("cannot make {}; choose another place with --dir", folder.display());
+        // A folder that was there before is not ours to remove.
+        ensure!(!folder.exists(), "{}: it exists already", cannot());
+        let session = Self { network: Network::up(options)?, folder: folder.clone(), open: true };
+        // Noted before it is made: a crash in between leaves a note without a folder, not a folder without a note.
         State::update(&id, |state| {
-            state.folder = Some(session.folder.clone());
+            state.folder = Some(folder.clone());
             state.stays = stays;
             state.rate = plan.rate().to_string();
         })?;
+        if let Err(error) = std::fs::create_dir(&folder) {
+            State::update(&id, |state| state.folder = None)?;
+            return Err(error).with_context(cannot);
+        }
         Ok(session)
     }
 
@@ -60,15 +73,29 @@ impl Session {
         joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?
     }
 
-    /// Takes everything down; with `keep`, all but the folder, which is returned.
-    pub fn close(mut self, keep: bool) -> Result<Option<PathBuf>> {
+    /// Takes everything down; with `keep`, all but the folder.
+    pub fn close(mut self, keep: bool) -> Result<Closed> {
         self.open = false;
+        let id = self.network.id();
         if keep {
-            State::update(self.network.id(), |state| state.folder = None)?;
+            State::update(id, |state| state.folder = None)?;
         }
-        leftovers::remove(self.network.id())?;
-        Ok(keep.then(|| self.folder.clone()))
+        // Afterwards nobody could tell which processes were the lab's.
+        let pinned = Pinned::of(id)?;
+        leftovers::remove(id)?;
+        let processes = pinned.processes().into_iter().map(|pid| format!("process {pid}"));
+        let mut left: Vec<String> = leftovers::namespaces(id)?.into_iter().chain(processes).collect();
+        if !keep && self.folder.exists() {
+            left.push(format!("folder {}", self.folder.display()));
+        }
+        Ok(Closed { kept: keep.then(|| self.folder.clone()), left })
     }
+}
+
+/// Where the folders of labs go, absolute.
+pub fn parent(dir: Option<&Path>) -> Result<PathBuf> {
+    let dir = dir.map_or_else(std::env::temp_dir, Path::to_owned);
+    std::path::absolute(&dir).with_context(|| format!("cannot find {}", dir.display()))
 }
 
 impl Drop for Session {

@@ -14,7 +14,7 @@ pub(super) mod tables;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
@@ -23,10 +23,13 @@ use self::job::{Job, Set};
 use self::page::Page;
 use self::progress::Progress;
 use super::experiment::INTERRUPTED;
+use super::plan::RUNS;
 use crate::cli::Global;
 use crate::{daemon, output};
 
 pub use self::job::Part;
+
+const DEFAULT_RUNS: u16 = 3;
 
 /// `faasnet lab report`
 #[derive(Debug, Clone, Args)]
@@ -46,14 +49,14 @@ pub struct ReportArgs {
     /// Run only these parts
     #[arg(long, value_enum, value_name = "PART,…", value_delimiter = ',')]
     pub only: Vec<Part>,
-    /// Run what is there once more
+    /// Run what is there once more, also if it was made with other settings
     #[arg(long)]
     pub again: bool,
     /// A smoke run: every part, with so little data that the figures say nothing
     #[arg(long)]
     pub quick: bool,
     /// How often each system is compared, and each relay measured
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_RUNS, value_parser = clap::value_parser!(u16).range(RUNS))]
     pub runs: u16,
     /// Where to make the labs' folders [default: the system's folder for temporary files]
     #[arg(long, value_name = "DIR")]
@@ -70,6 +73,15 @@ pub async fn run(global: &Global, args: ReportArgs) -> Result<ExitCode> {
     });
     let folder = Folder::open(&args.folder)?;
     let jobs = if args.quick { Set::quick() } else { Set::full(args.runs.into()) }.jobs();
+    if !args.again
+        && let Some(job) = jobs.iter().find(|job| folder.holds_other(job))
+    {
+        bail!(
+            "{} holds {} with other settings (--quick, --runs, or another version); choose another folder, or replace it with --again",
+            folder.path().display(),
+            job.key
+        );
+    }
     let is_wanted = |job: &Job| args.only.is_empty() || args.only.contains(&job.part);
     let wanted: Vec<&Job> = jobs.iter().filter(|job| is_wanted(job) && (args.again || !folder.holds(job))).collect();
     let mut progress = Progress::new(wanted.iter().map(|job| job.expected_seconds()).collect());
@@ -89,7 +101,7 @@ pub async fn run(global: &Global, args: ReportArgs) -> Result<ExitCode> {
             Err(error) => progress.failed(&job.key, &format!("{error:#}")),
         }
     }
-    let page = Page::new(&folder, &jobs, args.quick)?;
+    let page = Page::new(&folder, &jobs, args.quick, args.runs);
     page.write()?;
     let problems: Vec<String> = progress.failures().iter().cloned().chain(page.problems()).collect();
     match global.json {

@@ -39,8 +39,9 @@ pub struct Transfer {
 impl Transfer {
     /// Before anything was provisioned.
     pub async fn new(cluster: &LabCluster, plan: &Plan, image_bytes: u64) -> Result<Self> {
-        let watch = Watch::new(cluster).await?;
+        let mut watch = Watch::new(cluster).await?;
         let sampler = Sampler::start(&cluster.network)?;
+        watch.begin();
         let (pids, injector) = (BTreeMap::new(), Injector::new(plan));
         let mut transfer = Self { watch, sampler, pids, injector, trees: Vec::new(), image_bytes };
         transfer.note_processes(cluster);
@@ -52,7 +53,7 @@ impl Transfer {
         let (mut looked, mut asked) = (Instant::now(), Instant::now());
         let mut joined = plan.early_hosts() == plan.hosts;
         while Instant::now() < deadline {
-            self.disturb(cluster, plan.hosts).await?;
+            self.disturb(cluster, plan.hosts).await;
             if self.injector.joins_due && !joined {
                 joined = true;
                 let mut control = cluster.control().await?;
@@ -78,12 +79,12 @@ impl Transfer {
         Ok(false)
     }
 
-    async fn disturb(&mut self, cluster: &mut LabCluster, hosts: usize) -> Result<()> {
+    async fn disturb(&mut self, cluster: &mut LabCluster, hosts: usize) {
         let held: Vec<u8> = (0..hosts).map(|node| self.percent(node)).collect();
         let moment = Moment { seconds: self.sampler.seconds(), held_percent: &held, trees: &self.trees };
-        self.injector.tick(cluster, &moment).await?;
+        cluster.bury().into_iter().for_each(|node| self.injector.lose(node));
+        self.injector.tick(cluster, &moment).await;
         self.note_processes(cluster);
-        Ok(())
     }
 
     /// Asks those that are not complete; whether all that should be are.

@@ -10,8 +10,10 @@ use crate::network::Host;
 
 /// Where relays and the origin listen, on hosts of their own.
 pub(super) const PORT: u16 = 8080;
-/// Fails on every status that is no success; writes the file as it comes.
-const CLIENT: &str = r#"read go; curl --silent --show-error --fail --output "$1" "$2" && echo done; read rest"#;
+/// Fails on every status that is no success; writes the file as it comes. curl is there already when the gate opens, and waits for the end of
+/// its configuration: its start is not in the time.
+const CLIENT: &str = r#"{ read go; printf 'url = "%s"\n' "$2"; } | curl --silent --show-error --fail --output "$1" --config - && echo done
+read rest"#;
 
 /// How relays are connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

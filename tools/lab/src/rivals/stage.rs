@@ -16,7 +16,7 @@ use super::{BLOB, Delivery, Job};
 use crate::error::Result;
 use crate::network::Host;
 use crate::sampler::Sampler;
-use crate::{LabError, enter, leftovers, process};
+use crate::{LabError, enter, leftovers, process, tail};
 
 /// How long a daemon may take until it listens: varnish compiles C first, and all hosts share the machine's cores.
 const START_PATIENCE: Duration = Duration::from_secs(60);
@@ -234,12 +234,4 @@ impl Drop for Stage<'_> {
             let _ = child.wait();
         }
     }
-}
-
-/// The last few lines of a log, as one.
-fn tail(log: &std::path::Path) -> String {
-    const LINES: usize = 3;
-    let text = fs::read_to_string(log).unwrap_or_default();
-    let lines: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-    lines[lines.len().saturating_sub(LINES)..].join(" | ")
 }

@@ -211,7 +211,8 @@ impl Stripe {
         }
         if self.core.received(block) {
             self.core.upstreams.block(link.link, io.now());
-            shared.journal.stalls[self.id.index()].block(io.now());
+            let at = shared.elapsed(io);
+            shared.journal.stalls[self.id.index()].block(at);
         } else {
             // Not a sign that the stream goes on: an upstream that repeats itself is left like one that sends nothing.
             shared.counters.bytes_refetched += u64::from(frame.len);
@@ -268,7 +269,8 @@ impl Stripe {
         let (total, link) = (frame.total_bytes(), &self.links[index]);
         shared.counters.received(self.id, link.target, link.mover.mover(), frame.len);
         self.core.upstreams.block(link.link, io.now());
-        shared.journal.stalls[self.id.index()].block(io.now());
+        let at = shared.elapsed(io);
+        shared.journal.stalls[self.id.index()].block(at);
         let live = if self.core.received(block) { self.take_live(block, total, true, io) } else { Vec::new() };
         let transit = io.transit(self.links[index].mover.is_gauge_due());
         let passed = pass(self.links[index].fd(), &transit, total, &mut self.children, &live);

@@ -38,7 +38,7 @@ pub(super) fn faults<'a>(path: &Path, labs: impl Iterator<Item = &'a LabReport>)
         text: format!(
             "{:.2}, longest stall {}",
             lab.median.undisturbed_ratio,
-            tables::milliseconds(tables::others_stall(&lab.median))
+            tables::milliseconds(lab.median.others_stall())
         ),
     };
     let bars: Vec<Bar> = labs.map(bar).collect();

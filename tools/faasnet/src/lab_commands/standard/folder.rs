@@ -45,8 +45,16 @@ impl Folder {
 
     /// What came out of the job; `None` when it was not done, or with other settings. A damaged file is as good as none.
     pub(super) fn read(&self, job: &Job) -> Option<Found> {
-        let kept: Kept = serde_json::from_slice(&std::fs::read(self.file(job)).ok()?).ok()?;
-        (kept.job == job.settings()).then_some(kept.found)
+        self.kept(job).filter(|kept| kept.job == job.settings()).map(|kept| kept.found)
+    }
+
+    /// Whether the job was done with other settings: a new run would replace what somebody may still need.
+    pub(super) fn holds_other(&self, job: &Job) -> bool {
+        self.kept(job).is_some_and(|kept| kept.job != job.settings())
+    }
+
+    fn kept(&self, job: &Job) -> Option<Kept> {
+        serde_json::from_slice(&std::fs::read(self.file(job)).ok()?).ok()
     }
 
     /// Keeps what came out.
@@ -79,13 +87,13 @@ mod tests {
         let job = jobs.iter_mut().find(|job| matches!(job.work, Work::Relay(_))).unwrap();
         assert!(!folder.holds(job));
         folder.keep(job, Found::default()).unwrap();
-        assert!(folder.holds(job));
+        assert!(folder.holds(job) && !folder.holds_other(job));
         if let Work::Relay(relay) = &mut job.work {
             relay.gib = 2.0;
         }
-        assert!(!folder.holds(job));
+        assert!(!folder.holds(job) && folder.holds_other(job));
         folder.keep(job, Found::default()).unwrap();
         std::fs::write(dir.path().join("raw/relay.json"), "{\"job\":").unwrap();
-        assert!(!folder.holds(job));
+        assert!(!folder.holds(job) && !folder.holds_other(job));
     }
 }

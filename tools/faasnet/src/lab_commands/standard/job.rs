@@ -4,6 +4,7 @@ use std::fmt;
 
 use clap::ValueEnum;
 use faasnet_lab::Rate;
+use faasnet_lab::rivals::Rival;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -87,6 +88,8 @@ pub(super) struct Set {
 }
 
 const MIB: u64 = 1 << 20;
+/// Systems in which every host reads the origin.
+const ONCE: [System; 2] = [System::Own(LabPolicy::Direct), System::Rival(Rival::Nginx)];
 /// Every single fault, and on how many hosts.
 const FAULTS: [(&str, usize); 24] = [
     ("kill:root", 15),
@@ -175,8 +178,7 @@ impl Set {
 
     /// Reading the origin from every host takes as long as all hosts together, always the same: once is enough.
     fn completion(&self) -> Vec<Job> {
-        let direct = System::Own(LabPolicy::Direct);
-        let rest: Vec<System> = self.systems.iter().copied().filter(|system| *system != direct).collect();
+        let (once, rest): (Vec<System>, Vec<System>) = self.systems.iter().partition(|system| ONCE.contains(system));
         let job = |hosts: &usize, name: &str, systems: &[System], runs: usize| {
             let (size, rate) = self.image;
             let systems = systems.to_vec();
@@ -193,7 +195,7 @@ impl Set {
             Job { part: Part::Completion, key: format!("{name}-{hosts:02}"), work: Work::Compare(plan) }
         };
         let all = self.counts.iter().map(|hosts| job(hosts, "completion", &rest, self.runs));
-        all.chain(self.counts.iter().map(|hosts| job(hosts, "direct", &[direct], 1))).collect()
+        all.chain(self.counts.iter().map(|hosts| job(hosts, "direct", &once, 1))).collect()
     }
 }
 
@@ -219,7 +221,7 @@ impl Job {
                 // Most others try two or three settings first.
                 let tries = if plan.sweep { 2 } else { 0 };
                 let one = |system: &System| match system {
-                    System::Own(LabPolicy::Direct) => {
+                    system if ONCE.contains(system) => {
                         plan.runs as f64 * run(plan.size * hosts as u64, plan.rate, hosts)
                     }
                     System::Own(_) => plan.runs as f64 * 1.4 * run(plan.size, plan.rate, hosts),

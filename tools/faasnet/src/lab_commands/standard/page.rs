@@ -8,10 +8,11 @@ use anyhow::{Context, Result};
 use super::folder::Folder;
 use super::job::{Job, Part, Work};
 use super::perform::Found;
-use super::{figures, tables};
+use super::{DEFAULT_RUNS, figures, tables};
 use crate::lab_commands::compare::CompareRow;
 use crate::lab_commands::environment::Environment;
 use crate::lab_commands::report::LabReport;
+use crate::lab_commands::targets::{self, Target};
 use crate::output;
 
 /// What there is of the set.
@@ -20,12 +21,13 @@ pub(super) struct Page<'a> {
     jobs: &'a [Job],
     found: Vec<Option<Found>>,
     quick: bool,
+    runs: u16,
 }
 
 impl<'a> Page<'a> {
     /// Reads what the folder holds of `jobs`.
-    pub(super) fn new(folder: &'a Folder, jobs: &'a [Job], quick: bool) -> Result<Self> {
-        Ok(Self { folder, jobs, found: jobs.iter().map(|job| folder.read(job)).collect(), quick })
+    pub(super) fn new(folder: &'a Folder, jobs: &'a [Job], quick: bool, runs: u16) -> Self {
+        Self { folder, jobs, found: jobs.iter().map(|job| folder.read(job)).collect(), quick, runs }
     }
 
     /// Where it goes.
@@ -60,7 +62,7 @@ impl<'a> Page<'a> {
 
     /// Writes the page and its plots.
     pub(super) fn write(&self) -> Result<()> {
-        let mut text = self.head();
+        let mut text = self.head() + &self.targets();
         for (part, chapter) in [
             (Part::Completion, self.completion()?),
             (Part::Timeline, self.timelines()?),
@@ -120,6 +122,31 @@ impl<'a> Page<'a> {
         Some((*shares.get(shares.len() / 2)?, *shares.last()?))
     }
 
+    /// What was wanted, and what came out.
+    fn targets(&self) -> String {
+        let of_lab = |(job, found): (&Job, &Found)| {
+            let lab = found.lab.as_ref()?;
+            let targets = targets::of_run(&lab.settings, &lab.median).into_iter();
+            Some(targets.map(|target| (job.key.clone(), target)).collect::<Vec<_>>())
+        };
+        let all = || self.jobs.iter().zip(&self.found).filter_map(|(job, found)| Some((job, found.as_ref()?)));
+        let mut rows: Vec<_> = all().filter_map(of_lab).flatten().collect();
+        let compared: Vec<CompareRow> = all().filter_map(|(_, found)| found.compare.clone()).flatten().collect();
+        // A smoke run has too little of everything.
+        let compared = if self.quick { Vec::new() } else { targets::of_comparison(&compared) };
+        rows.extend(compared.into_iter().map(|target| ("completion".to_owned(), target)));
+        // Chaos has a row per seed; those that are met say nothing one by one.
+        let (chaos, mut rows): (Vec<_>, Vec<_>) = rows.into_iter().partition(|(key, _)| key.starts_with("chaos"));
+        let clean = chaos.iter().filter(|(_, target)| target.met).count();
+        if clean > 0 {
+            let (wanted, all) = ("chaos ends with a clean audit: seeds", chaos.len());
+            let (figure, limit) = (format!("{clean} of {all}"), all.to_string());
+            rows.push(("chaos".into(), Target { wanted: wanted.into(), figure, limit, met: clean == all }));
+        }
+        rows.extend(chaos.into_iter().filter(|(_, target)| !target.met));
+        if rows.is_empty() { String::new() } else { title("Targets") + &tables::targets(rows) }
+    }
+
     fn completion(&self) -> Result<String> {
         let mut rows: Vec<CompareRow> =
             self.of(Part::Completion).filter_map(|(_, found)| found.compare.clone()).flatten().collect();
@@ -138,7 +165,7 @@ impl<'a> Page<'a> {
             .unwrap_or_default();
         figures::completion(&self.folder.path().join("completion.svg"), &format!("Slowest host, {what}"), &rows)?;
         text += &format!(
-            "![slowest host against number of hosts](completion.svg)\n\nThe time until the slowest host has everything, divided by the bound: {what}. 1 is as fast as a copy to a\nsingle host; `direct` is every host reading the origin (one run). Lower is better; the vertical axis is logarithmic.\n\n"
+            "![slowest host against number of hosts](completion.svg)\n\nThe time until the slowest host has everything, divided by the bound: {what}. 1 is as fast as a copy to a\nsingle host; `direct` and `nginx` are every host reading the origin (one run). Lower is better; the vertical axis is logarithmic.\n\n"
         );
         text += &tables::completion(&rows);
         text += "\n";
@@ -220,7 +247,12 @@ impl<'a> Page<'a> {
     fn command(&self, part: Option<Part>) -> String {
         let name = self.folder.path().file_name().unwrap_or_default().to_string_lossy();
         let only = part.map(|part| format!(" --only {part} --again")).unwrap_or_default();
-        format!("faasnet lab report {name}{only}{}", if self.quick { " --quick" } else { "" })
+        let set = match (self.quick, self.runs) {
+            (true, _) => " --quick".into(),
+            (_, DEFAULT_RUNS) => String::new(),
+            (_, runs) => format!(" --runs {runs}"),
+        };
+        format!("faasnet lab report {name}{only}{set}")
     }
 
     fn of(&self, part: Part) -> impl Iterator<Item = (&Job, &Found)> {

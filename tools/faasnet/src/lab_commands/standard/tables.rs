@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use crate::lab_commands::compare::CompareRow;
-use crate::lab_commands::report::{HostReport, LabReport, RunReport};
+use crate::lab_commands::report::{LabReport, RunReport};
+use crate::lab_commands::targets::Target;
 use crate::output;
 
 /// A table; columns whose headings begin with `>` are right-aligned.
@@ -89,7 +90,7 @@ pub(super) fn transfers<'a>(labs: impl Iterator<Item = &'a LabReport>) -> String
             output::seconds(run.demo.seconds.max),
             format!("{:.3}", run.ratio),
             output::seconds(run.demo.seconds.p50),
-            milliseconds(longest_stall(run, |_| true)),
+            milliseconds(run.longest_stall(|_| true)),
             format!("{:.3}", run.origin_share),
             format!("{:.2}", run.cpu_seconds_per_gib),
             output::bytes(run.peak_memory_bytes),
@@ -121,7 +122,7 @@ pub(super) fn faults<'a>(labs: impl Iterator<Item = &'a LabReport>) -> String {
             hit.join(", "),
             held.map_or("–".into(), |percent| format!("{percent} %")),
             format!("{:.2}", run.undisturbed_ratio),
-            milliseconds(others_stall(run)),
+            milliseconds(run.others_stall()),
             format!("{:.2}", run.audit.most_refetched_per_edge),
             format!("{:.3}", run.origin_share),
             output::bytes(run.demo.origin.lost_with_root_bytes),
@@ -150,7 +151,7 @@ pub(super) fn chaos<'a>(labs: impl Iterator<Item = &'a LabReport>) -> String {
             run.faults.len().to_string(),
             run.faults.iter().filter(|fault| fault.counts).count().to_string(),
             format!("{:.2}", run.ratio),
-            milliseconds(longest_stall(run, |_| true)),
+            milliseconds(run.longest_stall(|_| true)),
             format!("{:.2}", run.audit.most_refetched_per_edge),
             format!("{:.3}", run.origin_share),
             verdict(lab),
@@ -180,23 +181,23 @@ pub(super) fn relay(report: &Value) -> String {
     markdown(&columns, rows)
 }
 
+/// A row per target, with the experiment that it is of.
+pub(super) fn targets(rows: impl IntoIterator<Item = (String, Target)>) -> String {
+    let row = |(experiment, target): (String, Target)| {
+        let verdict = if target.met { "met".into() } else { "**missed**".into() };
+        vec![target.wanted, experiment, target.figure, target.limit, verdict]
+    };
+    markdown(&["wanted", "in", ">figure", ">at most", ""], rows.into_iter().map(row))
+}
+
 /// The faults of a run as they were asked for.
 pub(super) fn fault_names(run: &RunReport) -> String {
     run.faults.iter().map(|fault| fault.fault.to_string()).collect::<Vec<_>>().join(", ")
 }
 
-/// The longest time without progress of any host that no fault hit.
-pub(super) fn others_stall(run: &RunReport) -> f64 {
-    longest_stall(run, |host| !run.faults.iter().any(|fault| fault.victims.contains(&host.name)))
-}
-
 /// Seconds as milliseconds.
 pub(super) fn milliseconds(seconds: f64) -> String {
     format!("{:.0} ms", seconds * 1e3)
-}
-
-fn longest_stall(run: &RunReport, wanted: impl Fn(&HostReport) -> bool) -> f64 {
-    run.hosts.iter().filter(|host| wanted(host)).map(|host| host.longest_stall_seconds).fold(0.0, f64::max)
 }
 
 fn hit(fault: &crate::lab_commands::injector::FaultReport) -> String {

@@ -57,6 +57,8 @@ fn an_experiment_is_measured_and_audited() {
         "/settings/rate",
         "/environment/kernel",
         "/hosts/2/longest_stall_seconds",
+        "/hosts/2/stripes/1/seconds",
+        "/targets",
     ] {
         assert!(report.pointer(path).is_some(), "{path} is missing: {report}");
     }
@@ -70,6 +72,8 @@ fn an_experiment_is_measured_and_audited() {
 fn direct_reads_the_origin_for_every_host() {
     let Some(_alone) = root() else { return };
     let report = provision(&["--hosts", "3", "--size", "4MiB", "--policy", "direct"]);
+    let sent = report["origin"]["bytes_sent"].as_u64().unwrap();
+    assert!(report["origin"]["counted_by"] == "registry" && sent >= 12 << 20, "{}", report["origin"]);
     assert!(report["origin_share"].as_f64().unwrap() >= 3.0);
 }
 
@@ -98,6 +102,43 @@ fn every_fault_ends_with_a_clean_audit() {
             assert!(report["audit"]["blocks_refused"].as_u64().unwrap() > 0, "no wrong block was noticed");
         }
     }
+}
+
+/// Catches an agent that dies unasked, in the middle of a clean-looking run, and is told by nobody.
+#[test]
+fn a_death_that_nobody_asked_for_fails_the_audit() {
+    let Some(_alone) = root() else { return };
+    let id = format!("d{:05x}", std::process::id() & 0xf_ffff);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_str().unwrap();
+    let arguments = ["lab", "provision", "--json", "--id", &id, "--hosts", "3", "--size", "6MiB", "--rate", "20mbit"];
+    let run = faasnet(&[&arguments[..], &["--dir", path]].concat()).stdout(std::process::Stdio::piped()).spawn();
+    let mut run = run.unwrap();
+    let images = dir.path().join(format!("fnlab-{id}-files/run1/n3/images"));
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while std::fs::read_dir(&images).map_or(0, |images| images.count()) == 0 {
+        assert!(Instant::now() < deadline && run.try_wait().unwrap().is_none(), "n3 gets no image");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    kill(process_on(&id, "n3"));
+    let output = run.wait_with_output().unwrap();
+    assert!(!output.status.success(), "a run in which an agent died is a success");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let problems = report["audit"]["problems"].to_string();
+    assert!(problems.contains("n3 ended by itself") && problems.contains("signal: 9"), "{problems}");
+    assert!(report["verified"] == false && report["audit"]["verified"] == 2, "{report}");
+}
+
+/// The only process on a host: its agent.
+fn process_on(id: &str, host: &str) -> u32 {
+    let pids = faasnet_lab::leftovers::processes(&[format!("fnlab-{id}-{host}")]);
+    assert_eq!(pids.len(), 1, "{pids:?} run on {host}");
+    pids[0]
+}
+
+/// As only somebody else would.
+fn kill(pid: u32) {
+    assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
 }
 
 /// Catches what only comes with several faults at once; the seed is printed with the failure.
@@ -148,6 +189,20 @@ fn a_lab_stays_until_it_is_taken_down_even_after_a_crash() {
         fault(&["heal", "n1"]);
         wait_live(2);
     }
+    // What cannot be undone: the agent that should go on is gone. The lab stays, says so, and can be healed.
+    let mut stopped = faasnet(&["lab", "fault", "--id", &id, "stop", "n2", "--seconds", "2"]);
+    let stopped = stopped.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let pid = process_on(&id, "n2");
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().contains(") T ") {
+        assert!(Instant::now() < deadline, "n2 is not stopped");
+    }
+    kill(pid);
+    let stopped = stopped.wait_with_output().unwrap();
+    let errors = String::from_utf8_lossy(&stopped.stderr);
+    assert!(!stopped.status.success() && errors.contains("n2: stop could not be undone"), "{errors}");
+    fault(&["heal", "n2"]);
+    wait_live(2);
     let state = std::fs::read_to_string(format!("/run/faasnet-lab/{id}.json")).unwrap();
     let state: Value = serde_json::from_str(&state).unwrap();
     let killed = Command::new("kill").args(["-9", &state["owner"].to_string()]).status().unwrap();

@@ -129,7 +129,11 @@ impl Function {
             mover_reason: row.report.as_ref().map_or_else(String::new, |report| report.mover_reason.clone()),
             elapsed_us: progress.elapsed_us,
             assigned_at_us: row.report.as_ref().and_then(|report| report.journal.assigned_at).map_or(0, unix_us),
-            stalls: row.report.iter().flat_map(|report| report.journal.stalls.iter().enumerate().map(Stall::new)).collect(),
+            stalls: row
+                .report
+                .iter()
+                .flat_map(|report| report.journal.stalls.iter().enumerate().map(Stall::new))
+                .collect(),
             upstreams: progress.upstreams.iter().map(Upstream::new).collect(),
             levels: progress.levels,
             edges_failed: progress.edges_failed,

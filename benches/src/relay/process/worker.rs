@@ -112,7 +112,8 @@ impl Relay for WorkerRelay {
             bail!("not a clean run: {report:?}");
         }
         // Into a buffer, unless nobody looks at what passes (only `splice` can do that); into the page cache; and what the worker sent to children from buffers.
-        let into_buffers = if self.keeps || report.mover != "splice" { report.bytes_received } else { 0 };
+        let looked_at = |(mover, _): &&(&str, u64)| self.keeps || *mover != "splice";
+        let into_buffers: u64 = report.bytes_by_mover.iter().filter(looked_at).map(|(_, bytes)| bytes).sum();
         let into_cache = if self.keeps { report.bytes_received - report.bytes_direct } else { 0 };
         let copied_bytes = into_buffers + into_cache + report.bytes_copied;
         Ok(Ledger { upstream_bytes: report.bytes_received, copied_bytes })

@@ -154,11 +154,6 @@ fn workers(text: &mut String, view: &View) {
             "faasnet_mover{{tenant=\"{tenant}\",function=\"{function}\",mover=\"{mover}\",reason=\"{reason}\"}} 1"
         );
     }
-    header(text, "faasnet_direct_bytes_total", "counter", "Payload written past the page cache.");
-    for (row, report) in reports() {
-        let (tenant, function, direct) = (escape(&row.tenant), escape(&row.name), report.bytes_direct);
-        let _ = writeln!(text, "faasnet_direct_bytes_total{{tenant=\"{tenant}\",function=\"{function}\"}} {direct}");
-    }
     let help = "Completions of what had been closed, at the worker that holds the function.";
     header(text, "faasnet_stale_completions_total", "counter", help);
     for (row, report) in reports() {

@@ -38,7 +38,7 @@ fn fill(stored: &StoredImage, blobs: &[Vec<u8>]) {
 
 pub(super) const RESIZE: &str = "/v1/functions/acme/resize";
 
-/// Catches files that are given out early, not at all, or with other bytes.
+/// Catches files that are given out early, not at all, or with other bytes; and a metric that is missing, or there twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_complete_image_can_be_fetched() {
     let folder = tempfile::tempdir().unwrap();
@@ -78,6 +78,8 @@ async fn a_complete_image_can_be_fetched() {
         let sample = format!("\n{sample}{{tenant=\"acme\",function=\"resize\"}} 11\n");
         assert!(metrics.contains(&sample), "{sample}: {metrics}");
     }
+    let names: Vec<_> = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
+    assert!(names.iter().all(|name| names.iter().filter(|other| *other == name).count() == 1), "twice: {names:?}");
     agent.stop().await.unwrap();
 }
 

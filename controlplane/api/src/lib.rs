@@ -8,6 +8,7 @@
 pub mod descriptor;
 pub mod geometry;
 pub mod ids;
+mod introduction;
 #[cfg(feature = "rpc")]
 mod json;
 #[cfg(feature = "keys")]
@@ -21,6 +22,7 @@ pub mod verify;
 pub use descriptor::{Descriptor, DescriptorError, Entry, Origin};
 pub use geometry::{BLOCK_BYTES, BlockIndex, CHUNK_BYTES, ChunkIndex, Geometry, MAX_BLOCK_BYTES, Stripe};
 pub use ids::{FunctionId, IdError, ImageId, KeyId, NodeId, PublicKey, TenantId};
+pub use introduction::Introduction;
 #[cfg(feature = "keys")]
 pub use keys::{KeySet, SigningKey, TicketKey};
 pub use secret::ClusterSecret;

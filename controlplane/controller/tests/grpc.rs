@@ -10,9 +10,12 @@ use std::time::Duration;
 use faasnet_api::v1::agent_session_client::AgentSessionClient;
 use faasnet_api::v1::command::Command;
 use faasnet_api::v1::event::Event;
+use faasnet_api::SigningKey;
 use faasnet_api::v1::{self, FunctionState};
 use faasnet_controller::{Config, Controller};
-use support::{DEADLINE, FakeAgent, FakeRegistrar, Running, bearer, config, token, wait_until};
+use support::{
+    DEADLINE, FakeAgent, FakeRegistrar, Running, bearer, config, introduce, node_key, token, wait_until,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
@@ -90,7 +93,49 @@ async fn the_first_event_is_attached() {
     events.send(v1::Event { event: Some(Event::Heartbeat(v1::Heartbeat::default())) }).await.unwrap();
     let mut client = AgentSessionClient::new(controller.channel().await);
     let mut commands = client.attach(bearer(ReceiverStream::new(stream), &token())).await.unwrap().into_inner();
+    assert!(matches!(commands.message().await, Ok(Some(v1::Command { command: Some(Command::Challenge(_)) }))));
     assert_eq!(commands.message().await.unwrap_err().code(), Code::InvalidArgument);
+    controller.stop().await;
+}
+
+/// Catches whoever knows a node's id and public key, which every ticket shows, and speaks in its name or locks it out for ever; and an
+/// agent of an earlier version that is not told what to do.
+#[tokio::test]
+async fn a_public_key_in_wrong_hands_is_worth_nothing() {
+    let state = tempfile::tempdir().unwrap();
+    let controller = Running::start(config(state.path())).await;
+    let mut agents = agents(&controller, 1).await;
+    let stolen = v1::Attached {
+        node_id: agents[0].id.to_vec(),
+        incarnation: 2,
+        name: "n1".into(),
+        data_address: "127.0.0.1:1".into(),
+        public_key: node_key(1).public().to_vec(),
+        ..Default::default()
+    };
+    let refused = async |attached: v1::Attached, key: &SigningKey| {
+        let (_events, mut commands) = introduce(&controller, attached, key).await;
+        commands.message().await.unwrap_err()
+    };
+    let status = refused(stolen.clone(), &node_key(9)).await;
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    assert!(status.message().contains("does not hold that node's key"), "{status}");
+    // With the key, but never started so often.
+    let status = refused(v1::Attached { incarnation: 1 << 63, ..stolen.clone() }, &node_key(1)).await;
+    assert!(status.message().contains("no agent starts so often"), "{status}");
+
+    let (events, stream) = tokio::sync::mpsc::channel(1);
+    let mut client = AgentSessionClient::new(controller.channel().await);
+    let mut commands = client.attach(bearer(ReceiverStream::new(stream), &token())).await.unwrap().into_inner();
+    events.send(v1::Event { event: Some(Event::Attached(stolen)) }).await.unwrap();
+    commands.message().await.unwrap();
+    assert!(commands.message().await.unwrap_err().message().contains("upgrade the agent"));
+
+    // The node itself has noticed nothing.
+    controller.create("resize").await.unwrap();
+    let _progress = controller.provision("resize", 1).await.unwrap();
+    agents[0].assign().await;
+    assert_eq!(controller.nodes().await.nodes[0].incarnation, 1);
     controller.stop().await;
 }
 

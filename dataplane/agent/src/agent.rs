@@ -71,8 +71,8 @@ impl<W: WorkerLink> Parts<W> {
         let mirror = Door::bind(&config.mirror_listen).await?;
         let memory = Memory::open(store.path());
         let (keys, known_keys) = watch::channel(memory.keys());
-        let public = key.public();
-        let trust = Trust::new(Arc::new(key), known_keys);
+        let node_key = Arc::new(key);
+        let trust = Trust::new(node_key.clone(), known_keys);
         let channels = Channels::new();
         let Handles { inputs, view, descriptors } = channels.handles.clone();
         let counters = Arc::new(Counters::default());
@@ -94,7 +94,6 @@ impl<W: WorkerLink> Parts<W> {
         let port = if advertise.port() == 0 { listening.port() } else { advertise.port() };
         let identity = Identity {
             node: store.node_id(),
-            key: public,
             incarnation: store.incarnation(),
             name: config.name.clone(),
             data_address: SocketAddr::new(advertise.ip(), port),
@@ -112,7 +111,7 @@ impl<W: WorkerLink> Parts<W> {
             budget: Budget::of_this_host(config),
             leases: worker.leases(),
         };
-        let control = Control::new(identity, Kept { store, memory, keys }, worker, channels);
+        let control = Control::new(identity, Kept { node_key, store, memory, keys }, worker, channels);
         Ok(Self { control, session, feed, admin, mirror, shared })
     }
 

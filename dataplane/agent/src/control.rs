@@ -7,7 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use faasnet_api::{BlockIndex, Descriptor, FunctionId, ImageId, KeySet, Stripe, Verify, v1};
+use faasnet_api::{
+    BlockIndex, Descriptor, FunctionId, ImageId, Introduction, KeySet, SigningKey, Stripe, Verify, v1,
+};
 use faasnet_store::{Store, StoredImage};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -30,10 +32,10 @@ const MAX_JOINS: usize = 256;
 /// What others tell the control side.
 #[derive(Debug)]
 pub(crate) enum Input {
-    /// A new session with the controller begins; its events go here, `Attached` first.
-    Attach(mpsc::Sender<v1::Event>),
-    /// The session has ended.
-    Detached,
+    /// A new session with the controller begins; its events go here, `Attached` first, with the nonce signed.
+    Attach { uplink: mpsc::Sender<v1::Event>, nonce: Vec<u8> },
+    /// The session has ended. `away`: the controller cannot be reached; else it is there and refuses this agent.
+    Detached { away: bool },
     /// The controller orders.
     Order(Box<Order>),
     /// Somebody on this node asks for a function.
@@ -73,6 +75,7 @@ struct Pace {
 /// See the module's documentation.
 pub(crate) struct Control<W> {
     identity: Identity,
+    node_key: Arc<SigningKey>,
     store: Store,
     memory: Memory,
     /// What the controller said before this start; gone when it was heard, or is not expected any more.
@@ -99,6 +102,7 @@ pub(crate) struct Control<W> {
 
 /// What outlives this start.
 pub(crate) struct Kept {
+    pub(crate) node_key: Arc<SigningKey>,
     pub(crate) store: Store,
     pub(crate) memory: Memory,
     /// Where everybody reads the keys whose tickets are accepted.
@@ -133,10 +137,11 @@ impl Channels {
 
 impl<W: WorkerLink> Control<W> {
     pub(crate) fn new(identity: Identity, kept: Kept, worker: W, channels: Channels) -> Self {
-        let Kept { store, memory, keys } = kept;
+        let Kept { node_key, store, memory, keys } = kept;
         let remembered = Some(memory.assigns());
         Self {
             identity,
+            node_key,
             store,
             memory,
             remembered,
@@ -181,11 +186,13 @@ impl<W: WorkerLink> Control<W> {
 
     fn take_input(&mut self, input: Input) -> Result<(), WorkerEnded> {
         match input {
-            Input::Attach(uplink) => self.attach(uplink)?,
-            Input::Detached => {
+            Input::Attach { uplink, nonce } => self.attach(uplink, &nonce)?,
+            Input::Detached { away } => {
                 (self.uplink, self.term) = (None, None);
                 self.images.clear();
-                self.remember()?;
+                if away {
+                    self.remember()?;
+                }
             }
             Input::Order(order) => self.take_order(*order)?,
             Input::Join { tenant, name } => self.join(tenant, name),
@@ -325,18 +332,23 @@ impl<W: WorkerLink> Control<W> {
         Ok(())
     }
 
-    fn attach(&mut self, uplink: mpsc::Sender<v1::Event>) -> Result<(), WorkerEnded> {
+    fn attach(&mut self, uplink: mpsc::Sender<v1::Event>, nonce: &[u8]) -> Result<(), WorkerEnded> {
         self.uplink = Some(uplink);
         self.term = None;
+        let Identity { node, incarnation, .. } = self.identity;
+        let data_address = self.identity.data_address.to_string();
+        let said = Introduction { nonce, node, incarnation, data_address: &data_address };
+        let proof = self.node_key.sign(&said.message()).to_vec();
         self.up(events::event(v1::event::Event::Attached(v1::Attached {
-            node_id: self.identity.node.to_vec(),
-            incarnation: self.identity.incarnation,
+            node_id: node.to_vec(),
+            incarnation,
             name: self.identity.name.clone(),
-            data_address: self.identity.data_address.to_string(),
-            public_key: self.identity.key.to_vec(),
+            data_address,
+            public_key: self.node_key.public().to_vec(),
             memory_mib: self.identity.memory_mib,
             version: env!("CARGO_PKG_VERSION").into(),
             held: events::held(&self.table),
+            proof,
         })));
         for (tenant, name) in self.joins.clone().into_values() {
             self.up(events::join_requested(tenant, name));

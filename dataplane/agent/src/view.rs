@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use faasnet_api::{Descriptor, FunctionId, ImageId, NodeId, PublicKey, Verify};
+use faasnet_api::{Descriptor, FunctionId, ImageId, NodeId, Verify};
 use tokio::sync::watch;
 
 use crate::table::Row;
@@ -13,7 +13,6 @@ use crate::table::Row;
 #[derive(Debug, Clone)]
 pub(crate) struct Identity {
     pub(crate) node: NodeId,
-    pub(crate) key: PublicKey,
     pub(crate) incarnation: u64,
     pub(crate) name: String,
     /// Where other nodes reach this one.

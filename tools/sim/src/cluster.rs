@@ -461,6 +461,8 @@ impl Cluster {
             memory_mib: 65_536,
             held: held.collect(),
             public_key: control::node_key(node.id).to_vec(),
+            // Signatures are checked by the shell of the controller, which does not run here.
+            proof: Vec::new(),
         };
         let way = self.plan.latency_us * MICROSECOND;
         self.net.agenda.after(way, Event::Hear(Message::Attached(host, session, Box::new(attached))));

@@ -1,9 +1,13 @@
 //! The service that agents attach to: one stream each, read by one task.
+//!
+//! Whoever attaches proves here that it holds the key that it names: the state machine then only has to know whose key that is.
 
 use std::time::Duration;
 
+use faasnet_api::keys::random_bytes;
 use faasnet_api::v1::agent_session_server::AgentSession;
 use faasnet_api::v1::{self, Command};
+use faasnet_api::{Introduction, NodeId, PublicKey};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
@@ -15,6 +19,9 @@ use crate::state::{Input, SessionId};
 
 /// An agent introduces itself at once or is not one.
 const INTRODUCTION: Duration = Duration::from_secs(5);
+
+/// What an agent has to sign is never said twice.
+const NONCE_BYTES: usize = 32;
 
 type Commands = mpsc::Sender<Result<Command, Status>>;
 
@@ -40,13 +47,21 @@ impl AgentSession for Agents {
 
 /// Reads one agent's events until either side ends the stream.
 async fn serve(owner: Handle, mut events: Streaming<v1::Event>, commands: Commands, end: CancellationToken) {
+    let nonce: [u8; NONCE_BYTES] = random_bytes();
+    let challenge = v1::Challenge { nonce: nonce.to_vec() };
+    let challenge = Command { command: Some(v1::command::Command::Challenge(challenge)) };
+    if commands.send(Ok(challenge)).await.is_err() {
+        return;
+    }
     let attached = tokio::select! {
         () = end.cancelled() => Err(stopping()),
         attached = introduction(&mut events) => attached,
     };
+    let attached = attached.and_then(|attached| prove(&attached, &nonce).map(|()| attached));
     let attached = match attached {
         Ok(attached) => attached,
         Err(status) => {
+            tracing::warn!("an agent is turned away: {}", status.message());
             // Ignored: whoever does not wait for the reason does not need it.
             let _ = commands.send(Err(status)).await;
             return;
@@ -84,5 +99,27 @@ async fn introduction(events: &mut Streaming<v1::Event>) -> Result<Box<v1::Attac
     match first.and_then(|event| event.event) {
         Some(v1::event::Event::Attached(attached)) => Ok(Box::new(attached)),
         _ => Err(Status::invalid_argument("the first event of a stream is Attached")),
+    }
+}
+
+/// Whether the agent holds the key that it names.
+fn prove(attached: &v1::Attached, nonce: &[u8]) -> Result<(), Status> {
+    let node = NodeId::try_from(&attached.node_id[..]).map_err(|error| Status::invalid_argument(error.to_string()))?;
+    let key = PublicKey::try_from(&attached.public_key[..]).map_err(|error| {
+        Status::invalid_argument(format!("{error}; tickets are bound to an agent's key: upgrade the agent"))
+    })?;
+    if attached.proof.is_empty() {
+        return Err(Status::failed_precondition(format!(
+            "the agent of node {node} does not prove that it holds the node's key; upgrade the agent"
+        )));
+    }
+    let (incarnation, data_address) = (attached.incarnation, attached.data_address.as_str());
+    let said = Introduction { nonce, node, incarnation, data_address };
+    match key.verifies(&said.message(), &attached.proof) {
+        true => Ok(()),
+        false => Err(Status::failed_precondition(format!(
+            "whoever attaches as node {node} does not hold that node's key; if its store was copied from another host, empty it so \
+             that the agent makes an id and a key of its own"
+        ))),
     }
 }

@@ -20,6 +20,9 @@ const STALL_MS: u64 = 1_000;
 /// When a node was seen is stored again after so long.
 const REMEMBER_SECONDS: u64 = 10 * 60;
 
+/// An agent counts its starts: so many more than the last time are not a count. A number near the end of the range would lock the node out.
+const LEAP: u64 = 1 << 32;
+
 /// What an agent says about itself, checked.
 struct Introduction {
     id: NodeId,
@@ -41,6 +44,15 @@ impl State {
                 "node {id} has attached as incarnation {} already and this agent is incarnation {}; \
                  if its store was copied from another host, empty it so that the agent makes an id of its own",
                 node.incarnation, attached.incarnation
+            ));
+            return self.emit(Output::Close { session, refusal });
+        }
+        let before = known.map_or(0, |node| node.incarnation);
+        if attached.incarnation - before > LEAP {
+            let refusal = Refusal::invalid(format!(
+                "node {id} was at its start {before} when it attached last and now says {}: no agent starts so often; its store's \
+                 `node` file is damaged: empty the store",
+                attached.incarnation
             ));
             return self.emit(Output::Close { session, refusal });
         }

@@ -14,7 +14,7 @@ use faasnet_api::v1::agent_session_client::AgentSessionClient;
 use faasnet_api::v1::command::Command;
 use faasnet_api::v1::control_client::ControlClient;
 use faasnet_api::v1::event::Event;
-use faasnet_api::{BLOCK_BYTES, BlockDigest, ClusterSecret, Descriptor, Entry, NodeId, Origin, v1};
+use faasnet_api::{BLOCK_BYTES, BlockDigest, ClusterSecret, Descriptor, Entry, Introduction, NodeId, Origin, SigningKey, v1};
 use faasnet_controller::{Config, Controller, Progress, Registered, Registrar, Registration};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
@@ -155,6 +155,31 @@ pub fn token() -> String {
     ClusterSecret::new(SECRET.as_bytes()).rpc_token().into()
 }
 
+/// The key of the pretended agent `n`.
+pub fn node_key(n: u8) -> SigningKey {
+    SigningKey::from_seed([n; 32])
+}
+
+/// Attaches as `attached` says, with the controller's challenge signed by `key`.
+pub async fn introduce(
+    controller: &Running,
+    mut attached: v1::Attached,
+    key: &SigningKey,
+) -> (mpsc::Sender<v1::Event>, Streaming<v1::Command>) {
+    let (events, stream) = mpsc::channel(16);
+    let mut client = AgentSessionClient::new(controller.channel().await);
+    let mut commands = client.attach(bearer(ReceiverStream::new(stream), &token())).await.unwrap().into_inner();
+    let Some(Command::Challenge(challenge)) = commands.message().await.unwrap().unwrap().command else {
+        panic!("no challenge comes first")
+    };
+    let node = NodeId::try_from(&attached.node_id[..]).unwrap();
+    let (incarnation, data_address) = (attached.incarnation, attached.data_address.as_str());
+    let said = Introduction { nonce: &challenge.nonce, node, incarnation, data_address };
+    attached.proof = key.sign(&said.message()).to_vec();
+    events.send(v1::Event { event: Some(Event::Attached(attached)) }).await.unwrap();
+    (events, commands)
+}
+
 /// A pretended agent; dropping it closes its stream and its data port.
 pub struct FakeAgent {
     pub id: NodeId,
@@ -171,20 +196,16 @@ impl FakeAgent {
 
     pub async fn attach_at(controller: &Running, n: u8, listener: TcpListener, held: Vec<v1::HeldFunction>) -> Self {
         let id = NodeId([n; 16]);
-        let (events, stream) = mpsc::channel(16);
         let attached = v1::Attached {
             node_id: id.to_vec(),
             incarnation: 1,
             name: format!("n{n}"),
             data_address: listener.local_addr().unwrap().to_string(),
             held,
-            public_key: vec![n; 32],
+            public_key: node_key(n).public().to_vec(),
             ..Default::default()
         };
-        events.send(v1::Event { event: Some(Event::Attached(attached)) }).await.unwrap();
-        let request = bearer(ReceiverStream::new(stream), &token());
-        let mut client = AgentSessionClient::new(controller.channel().await);
-        let commands = client.attach(request).await.unwrap().into_inner();
+        let (events, commands) = introduce(controller, attached, &node_key(n)).await;
         Self { id, events, commands, listener }
     }
 

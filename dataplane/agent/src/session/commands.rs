@@ -126,6 +126,8 @@ impl Order {
                     false => Ok(FunctionId::try_from(&answer.function_id[..])?),
                 },
             },
+            // The session answers it.
+            Command::Challenge(_) => return Err(OrderError::Malformed("a challenge after the first")),
         })
     }
 }

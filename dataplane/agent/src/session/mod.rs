@@ -1,6 +1,7 @@
 //! The session with the controller: one gRPC stream, opened again with back-off for as long as the agent lives.
 //!
-//! It carries messages and knows no state: `Control` writes the events, starting with `Attached`, and receives the parsed orders.
+//! It carries messages and knows no state: `Control` writes the events, starting with `Attached` when the controller has said its
+//! challenge, and receives the parsed orders.
 
 pub(crate) mod commands;
 pub(crate) mod events;
@@ -120,7 +121,7 @@ impl Session {
                 last_reason = reason;
             }
             self.standing.send_replace(standing);
-            if self.inputs.send(Input::Detached).await.is_err() {
+            if self.inputs.send(Input::Detached { away: standing == Standing::Away }).await.is_err() {
                 return;
             }
             tokio::select! {
@@ -135,7 +136,7 @@ impl Session {
         let (uplink, outbound) = mpsc::channel(EVENTS);
         let opened = tokio::select! {
             () = stop.cancelled() => return End::Stopped,
-            opened = self.open(uplink.clone(), outbound) => opened,
+            opened = self.open(outbound) => opened,
         };
         let mut inbound = match opened {
             Ok(inbound) => inbound,
@@ -151,9 +152,19 @@ impl Session {
                 Ok(None) => return End::Lost("the controller ended the session".into()),
                 Err(status) => return describe(&status),
             };
-            if matches!(command.command, Some(v1::command::Command::Accepted(_))) {
-                backoff.reset();
-                self.standing.send_replace(Standing::Accepted);
+            match command.command {
+                Some(v1::command::Command::Challenge(v1::Challenge { nonce })) => {
+                    let attach = Input::Attach { uplink: uplink.clone(), nonce };
+                    if self.inputs.send(attach).await.is_err() {
+                        return End::Stopped;
+                    }
+                    continue;
+                }
+                Some(v1::command::Command::Accepted(_)) => {
+                    backoff.reset();
+                    self.standing.send_replace(Standing::Accepted);
+                }
+                _ => {}
             }
             self.deliver(command, &uplink).await;
         }
@@ -165,13 +176,8 @@ impl Session {
         End::Stopped
     }
 
-    async fn open(
-        &self,
-        uplink: mpsc::Sender<v1::Event>,
-        outbound: mpsc::Receiver<v1::Event>,
-    ) -> Result<Streaming<v1::Command>, End> {
+    async fn open(&self, outbound: mpsc::Receiver<v1::Event>) -> Result<Streaming<v1::Command>, End> {
         let channel = self.endpoint.connect().await.map_err(|error| lost(chain(&error)))?;
-        self.inputs.send(Input::Attach(uplink)).await.map_err(|_| End::Stopped)?;
         let mut request = Request::new(ReceiverStream::new(outbound));
         request.metadata_mut().insert("authorization", self.authorization.clone());
         let mut client = client(channel);

@@ -25,6 +25,9 @@ use crate::link::{WorkerEnded, WorkerLink};
 use crate::test_support::{DEADLINE, controller_key, report, secret};
 use crate::worker::mailbox::{FunctionReport, ReportState, WorkerCommand, WorkerEvent};
 
+/// What the tests' controller has every agent sign.
+const NONCE: [u8; 3] = [1, 2, 3];
+
 /// Waits for `future`, but not for ever.
 async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(DEADLINE, future).await.unwrap_or_else(|_| panic!("waited too long for {what}"))
@@ -196,6 +199,7 @@ impl Controller {
     /// The next session, with its `Attached`.
     async fn attached(&mut self) -> (Session, v1::Attached) {
         let mut session = within("a session", self.sessions.recv()).await.unwrap();
+        session.command(v1::command::Command::Challenge(v1::Challenge { nonce: NONCE.to_vec() })).await;
         match session.event().await {
             Some(Event::Attached(attached)) => (session, attached),
             other => panic!("a session opens with Attached, not with {other:?}"),

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::test_support::layout;
+use faasnet_api::{Introduction, NodeId, PublicKey};
 
 /// Catches a first message that is not `Attached`, wrong facts in it, a missing token, and an agent without a pulse.
 #[tokio::test(flavor = "multi_thread")]
@@ -13,6 +14,11 @@ async fn an_agent_attaches_and_beats() {
     assert_eq!((attached.name.as_str(), attached.data_address.as_str()), ("n1", "127.0.0.1:4711"));
     assert_eq!((attached.node_id.len(), attached.held.len()), (16, 0));
     assert!(attached.memory_mib > 0 && attached.incarnation > 0);
+    let node = NodeId::try_from(&attached.node_id[..]).unwrap();
+    let (incarnation, data_address) = (attached.incarnation, attached.data_address.as_str());
+    let said = Introduction { nonce: &NONCE, node, incarnation, data_address };
+    let key = PublicKey::try_from(&attached.public_key[..]).unwrap();
+    assert!(key.verifies(&said.message(), &attached.proof), "it proves that it holds its key");
     for _ in 0..3 {
         session.expect(|event| matches!(event, Event::Heartbeat(_)).then_some(())).await;
     }
@@ -159,4 +165,36 @@ async fn a_stopped_agent_says_goodbye() {
     drop(session);
     within("the agent's end", ended).await.unwrap().unwrap();
     assert!(stopped.load(Ordering::SeqCst));
+}
+
+/// Catches an agent that goes on by the last word of a controller that is there and does not want it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_agent_does_not_go_on_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, descriptor) = layout(&folder.path().join("layout"), &[1000]);
+    let mut controller = Controller::start().await;
+    let settings = config(&folder.path().join("store"), controller.address);
+    let mut agent = Running::start(&settings).await;
+    let (session, _) = controller.accepted().await;
+    session.command(assign(3, &descriptor, true)).await;
+    assert!(matches!(agent.worker.command().await, WorkerCommand::Assign(_)));
+    agent.stop().await.unwrap();
+
+    let stranger = Config { cluster_secret: Some(Secret::new("another-cluster's")), ..settings.clone() };
+    let mut agent = Running::start(&stranger).await;
+    let refused = async {
+        // The second try begins after the control side was told how the first one ended.
+        while controller.refused.load(Ordering::SeqCst) < 3 {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    };
+    within("refusals", refused).await;
+    assert!(agent.worker.commands.try_recv().is_err(), "it holds nothing");
+    agent.stop().await.unwrap();
+
+    // When nobody is there it does go on.
+    controller.running.shutdown().await;
+    let mut agent = Running::start(&settings).await;
+    assert!(matches!(agent.worker.command().await, WorkerCommand::Assign(_)));
+    agent.stop().await.unwrap();
 }

@@ -119,3 +119,16 @@ fn v1_attached(world: &World, n: u32) -> faasnet_api::v1::Attached {
         ..Default::default()
     }
 }
+
+/// Catches an incarnation so high that its node could never attach again.
+#[test]
+fn an_incarnation_does_not_leap() {
+    let mut world = World::with(1, Policy::Complete);
+    let leap = faasnet_api::v1::Attached { incarnation: 1 << 63, ..v1_attached(&world, 0) };
+    let session = SessionId(world.number());
+    let outputs = world.state.handle(world.now, Input::Attached { session, attached: Box::new(leap) });
+    assert!(matches!(&outputs[..], [Output::Close { refusal, .. }] if refusal.message.contains("starts so often")));
+    world.kill(0);
+    world.attach(0);
+    assert_eq!(world.live_state(0), "live");
+}

@@ -158,7 +158,7 @@ impl World {
         }
         agent.commands += 1;
         let (id, version) = match &command {
-            Command::Accepted(_) => return,
+            Command::Accepted(_) | Command::Challenge(_) => return,
             Command::TicketKeys(_) => return agent.key_sets += 1,
             Command::OriginLease(lease) => return agent.leases.push(lease.clone()),
             Command::Reread(reread) => return agent.rereads.push(reread.clone()),
@@ -199,6 +199,8 @@ impl World {
             memory_mib: 1_024,
             held,
             public_key: node_key(n).to_vec(),
+            // Checked before the state machine hears of it.
+            proof: Vec::new(),
         };
         self.sessions.insert(session, node(n));
         self.apply(Input::Attached { session, attached: Box::new(attached) });

@@ -13,6 +13,7 @@ use crate::call::CallArgs;
 use crate::certs::CertsCommand;
 use crate::client::{self, Control, DEFAULT_CONTROLLER};
 use crate::daemon_args::{AgentArgs, ControllerArgs};
+use crate::install::{InstallArgs, UninstallArgs};
 use crate::keys::KeysCommand;
 use crate::lab_commands::LabCommand;
 use crate::sim_commands::SimArgs;
@@ -147,6 +148,10 @@ pub enum Command {
     /// Measure the data path on this machine
     #[command(subcommand)]
     Bench(BenchCommand),
+    /// Make this host's container runtime ask the agent before the registry
+    Install(InstallArgs),
+    /// Take back what `install` did
+    Uninstall(UninstallArgs),
     /// What this host's kernel settings cost
     #[command(subcommand)]
     Tune(TuneCommand),

@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use crate::cli::{Global, RegistryArgs};
 use crate::daemon_args::{AgentArgs, ControllerArgs};
 use crate::registry::{RegistryOptions, RegistryServer};
-use crate::{output, settings};
+use crate::{output, service, settings};
 
 /// Runs an agent until it is told to stop.
 pub async fn agent(global: &Global, mut args: AgentArgs) -> Result<()> {
@@ -94,14 +94,16 @@ pub fn shutdown(with_stdin: bool) -> Result<impl Future<Output = ()> + Send + 's
             _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
             () = input => tracing::info!("standard input ended: stopping"),
         }
+        service::stopping();
     })
 }
 
-/// Says on standard output, in one line, that the daemon serves and where.
+/// Says on standard output, in one line, that the daemon serves and where; and says so to systemd.
 pub fn ready(addresses: &[(&str, SocketAddr)]) {
     let places: Vec<_> = addresses.iter().map(|(what, address)| format!("{what}={address}")).collect();
     // Ignored: a daemon whose starter closed its standard output serves all the same.
     let _ = output::line(format!("ready {}", places.join(" ")));
+    service::ready();
 }
 
 /// A thread of its own, not tokio's: a blocking read that cannot be cancelled must not hold up the runtime's end.

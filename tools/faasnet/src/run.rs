@@ -10,7 +10,8 @@ use tracing_subscriber::EnvFilter;
 
 use crate::cli::{Cli, Command, ImageCommand};
 use crate::{
-    bench_commands, call, certs, daemon, demo, drain, explain, functions, image_commands, keys, lab_commands, nodes,
+    bench_commands, call, certs, daemon, demo, drain, explain, functions, image_commands, install, keys, lab_commands,
+    nodes,
     output, provision, pull, sim_commands, state_commands, tune,
 };
 
@@ -74,6 +75,8 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Registry(args) => daemon::registry(args).await?,
         Command::Sim(args) => sim_commands::sim(global, args)?,
         Command::Bench(command) => bench_commands::run(global, command).await?,
+        Command::Install(args) => install::install(global, args).await?,
+        Command::Uninstall(args) => install::uninstall(global, &args)?,
         Command::Tune(command) => tune::run(global, &command)?,
         Command::Lab(command) => return lab_commands::run(global, command).await,
     }

@@ -215,7 +215,8 @@ fn take_down(host: &Host, runtime: Runtime, dry_run: bool) -> Result<Report> {
         drop_backup(host, &file.path)?;
     }
     host.remove(&record::path(runtime))?;
-    host.remove_empty(&record.folders);
+    // The folder of records is that runtime's whose installation came first; the last one to go removes it.
+    host.remove_empty(&[record.folders, vec!["/etc/faasnet/installed".into(), "/etc/faasnet".into()]].concat());
     Ok(report)
 }
 
@@ -246,7 +247,9 @@ fn plan_back(host: &Host, runtime: Runtime, record: &Record, file: &record::Touc
         Runtime::Docker => docker::without(file, &text, &record.mirror)?,
         _ => containerd::without(file, &text, &record.mirror)?,
     };
-    plan.notes.push(format!("{} was edited by hand since; only our entry is removed", path.display()));
+    let kept =
+        if before.is_some() { format!(" (from before us there is {})", backup(path).display()) } else { String::new() };
+    plan.notes.push(format!("{} was edited by hand since; only our entry is removed{kept}", path.display()));
     plan.edits.extend(Edit::of(path, Some(text), rest));
     Ok(())
 }

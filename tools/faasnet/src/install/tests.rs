@@ -229,7 +229,9 @@ fn later_registries_keep_working() {
     podman.install("podman").unwrap();
     podman.install("podman --registry quay.io").unwrap();
     assert!(podman.read(PODMAN).contains("\"docker.io\"") && podman.read(PODMAN).contains("\"quay.io\""));
+    podman.install("docker").unwrap();
     podman.uninstall(Runtime::Podman);
+    podman.uninstall(Runtime::Docker);
     assert!(podman.everything().len() == 1, "{:?}", podman.everything());
 }
 

@@ -16,7 +16,7 @@ struct Host(TempDir);
 impl Host {
     fn new() -> Self {
         let host = Self(tempfile::tempdir().unwrap());
-        for folder in ["etc", "var/lib/dpkg/info", "var/lib/dpkg/updates", "var/lib/dpkg/triggers", "usr", "lib"] {
+        for folder in ["etc", "var/lib/dpkg/info", "var/lib/dpkg/updates", "var/lib/dpkg/triggers"] {
             fs::create_dir_all(host.path(folder)).unwrap();
         }
         fs::write(host.path("var/lib/dpkg/status"), "").unwrap();

@@ -11,8 +11,7 @@ use tracing_subscriber::EnvFilter;
 use crate::cli::{Cli, Command, ImageCommand};
 use crate::{
     bench_commands, call, certs, daemon, demo, drain, explain, functions, image_commands, install, keys, lab_commands,
-    nodes,
-    output, provision, pull, sim_commands, state_commands, tune,
+    nodes, output, provision, pull, sim_commands, state_commands, tune,
 };
 
 /// Parses, runs, reports. 0: done; 1: failed, with one line on standard error; 2: wrong usage.

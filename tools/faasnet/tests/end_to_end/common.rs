@@ -6,7 +6,6 @@ use std::io::{Cursor, Read, Write};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use faasnet::admin::{Admin, Held};
@@ -26,20 +25,6 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 pub(crate) const MIB: u64 = 1 << 20;
 /// The tenant of every test's functions.
 pub(crate) const TENANT: &str = "test";
-
-/// Tests share the machine, except those that measure: how many bytes pass live depends on how busy the cores are with other tests.
-static MACHINE: RwLock<()> = RwLock::new(());
-
-/// The machine, shared with other tests, until the guard drops.
-pub(crate) fn shared() -> RwLockReadGuard<'static, ()> {
-    // A test that failed while it held the machine has given it back.
-    MACHINE.read().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The machine for one test alone, until the guard drops.
-pub(crate) fn alone() -> RwLockWriteGuard<'static, ()> {
-    MACHINE.write().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// The program under test.
 pub(crate) fn exe() -> PathBuf {
@@ -70,19 +55,8 @@ pub(crate) fn error_of(arguments: &[&str]) -> String {
     text.strip_prefix("error: ").unwrap_or_else(|| panic!("{text}")).trim().to_owned()
 }
 
-/// Runs `demo --json` with more arguments beside other tests; it must succeed.
+/// Runs `demo --json` with more arguments; it must succeed.
 pub(crate) fn demo(arguments: &[&str]) -> Report {
-    let _machine = shared();
-    run_demo(arguments)
-}
-
-/// The same while no other test runs.
-pub(crate) fn demo_alone(arguments: &[&str]) -> Report {
-    let _machine = alone();
-    run_demo(arguments)
-}
-
-fn run_demo(arguments: &[&str]) -> Report {
     let output = run(&[&["demo", "--json"], arguments].concat());
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "demo {arguments:?}: {errors}{}", String::from_utf8_lossy(&output.stdout));
@@ -97,8 +71,6 @@ pub(crate) struct Lab {
     pub(crate) registry: RegistryServer,
     /// Everything on disk; dropped after the processes.
     pub(crate) dir: TempDir,
-    /// Always there, but for a moment.
-    machine: Option<RwLockReadGuard<'static, ()>>,
 }
 
 impl Lab {
@@ -108,17 +80,12 @@ impl Lab {
     }
 
     /// The same with more arguments for the agents.
-    #[expect(
-        clippy::await_holding_lock,
-        reason = "every test has a runtime and a thread of its own; the machine is held until it ends"
-    )]
     pub(crate) async fn start_with(
         agents: usize,
         images: &[(&str, Vec<Vec<u8>>)],
         registry: RegistryOptions,
         agent_args: &[&str],
     ) -> Self {
-        let machine = shared();
         let dir = tempfile::tempdir().unwrap();
         let layouts: Vec<_> =
             images.iter().map(|(name, layers)| (name.to_string(), layout(dir.path(), name, layers))).collect();
@@ -135,13 +102,7 @@ impl Lab {
             // A node must not count as dead because a busy machine lets a short heartbeat wait.
             controller_args: [&often[..], &["--suspect-after-missed".into(), "40".into()]].concat(),
         });
-        Self { cluster: cluster.await.unwrap(), registry, dir, machine: Some(machine) }
-    }
-
-    /// Tests that want the machine alone may have it now; for tests that take long. Nothing may be moving in this cluster.
-    pub(crate) fn let_others_measure(&mut self) {
-        drop(self.machine.take());
-        self.machine = Some(shared());
+        Self { cluster: cluster.await.unwrap(), registry, dir }
     }
 
     /// A reference to one of the images.

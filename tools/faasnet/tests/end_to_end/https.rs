@@ -5,7 +5,7 @@ use std::process::Command;
 
 use faasnet::cluster::Daemon;
 
-use crate::common::{exe, run, shared};
+use crate::common::{exe, run};
 
 /// The status that curl sees; `None`: no connection or no trust.
 fn curl(arguments: &[&str]) -> Option<String> {
@@ -27,9 +27,7 @@ async fn controller(dir: &Path) -> Daemon {
 
 /// Catches an API that stays readable on the wire although gRPC is encrypted, or that takes nobody's certificate or everybody's.
 #[tokio::test(flavor = "multi_thread")]
-#[expect(clippy::await_holding_lock, reason = "the test has a runtime of its own; the machine is held until it ends")]
 async fn http_is_encrypted_and_takes_certificates() {
-    let _machine = shared();
     let dir = tempfile::tempdir().unwrap();
     for certs in ["certs", "others"] {
         let made = run(&["certs", "init", "--dir", &dir.path().join(certs).display().to_string()]);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use faasnet::cluster::{Cluster, ClusterOptions};
 use faasnet::idle::{self, Idle, MOST_BYTES, MOST_SWITCHES_PER_S};
 
-use crate::common::{exe, shared};
+use crate::common::exe;
 
 /// Several heartbeats and several of a worker's longest waits.
 const PERIOD: Duration = Duration::from_secs(12);
@@ -13,9 +13,7 @@ const PERIOD: Duration = Duration::from_secs(12);
 /// Catches timers that run though nothing is to be done, and buffers beyond those of the start-up budget. Heartbeats are those of the
 /// defaults: other tests have faster ones.
 #[tokio::test(flavor = "multi_thread")]
-#[expect(clippy::await_holding_lock, reason = "the test has a runtime of its own; the machine is held until it ends")]
 async fn an_idle_agent_sleeps() {
-    let _machine = shared();
     let dir = tempfile::tempdir().unwrap();
     let options = ClusterOptions {
         exe: exe(),

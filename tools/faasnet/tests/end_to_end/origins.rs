@@ -62,7 +62,6 @@ async fn a_missing_image_registers_nothing() {
     let lab = Lab::start(1, &[("app", vec![vec![1]])], RegistryOptions::default()).await;
     let error = lab.create("other", "twin").await.unwrap_err().to_string();
     assert!(error.contains("other"), "{error}");
-    // One test never holds two clusters: each holds the machine.
     drop(lab);
     let failing = Faults { fail_first: u32::MAX, fail_status: 404, ..Faults::default() };
     let options = RegistryOptions { faults: failing, ..RegistryOptions::default() };

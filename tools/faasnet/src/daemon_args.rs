@@ -100,6 +100,12 @@ pub struct AgentSettings {
     /// A parent with nothing to send says so this often [default: 50]
     #[arg(long, env = "FAASNET_AGENT_WAITING_EVERY_MS", value_name = "MS")]
     pub waiting_every_ms: Option<u64>,
+    /// A node that gets nothing for this long, and whose neighbours have all failed, asks for leave to read the origin [default: 3000]
+    #[arg(long, env = "FAASNET_AGENT_STRANDED_MS", value_name = "MS")]
+    pub stranded_ms: Option<u64>,
+    /// Without an answer it reads the origin on its own, after between a quarter of this and all of it [default: 20000]
+    #[arg(long, env = "FAASNET_AGENT_UNANSWERED_MS", value_name = "MS")]
+    pub unanswered_ms: Option<u64>,
     /// Blocks that may be in memory at once, received and not yet on disk [default: 24]
     #[arg(long, env = "FAASNET_AGENT_BUFFERS", value_name = "N")]
     pub buffers: Option<usize>,

@@ -360,7 +360,7 @@ impl<K: Copy + Eq + Hash> Arrangement<K> for Avl<K> {
         let Some(mut slot) = self.slot(node).filter(|slot| !self.is_leaf(*slot)) else { return };
         if slot == self.root {
             let heir = self.at(slot).children.into_iter().find(|child| *child != NONE);
-            if let Some(heir) = heir.filter(|heir| !self.is_leaf(*heir)) {
+            if let Some(heir) = heir.filter(|heir| !self.is_leaf(*heir) && !is_slow(&self.members[*heir as usize])) {
                 self.exchange(slot, heir, log);
                 slot = heir;
             }

@@ -55,7 +55,8 @@ impl<K: Copy + Eq + Hash> Arrangement<K> for Complete<K> {
         // The last place stays a leaf the longest while others join.
         let leaves = self.len() / 2..self.len();
         let Some(leaf) = leaves.rev().find(|leaf| !is_slow(&self.row.node_at(*leaf))) else { return };
-        if place == 0 && leaf > 1 {
+        // A heir that is slow itself does not lead.
+        if place == 0 && leaf > 1 && !is_slow(&self.row.node_at(1)) {
             self.row.swap(0, 1, log);
             place = 1;
         }

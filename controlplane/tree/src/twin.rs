@@ -117,7 +117,8 @@ impl<K: Copy + Eq + Hash> Arrangement<K> for Twin<K> {
         if idle.is_none() && lower.is_none() {
             return;
         }
-        if place == 0 && own > 1 {
+        // A heir that is slow itself does not lead.
+        if place == 0 && own > 1 && !is_slow(&self.rows[colour].node_at(1)) {
             self.rows[colour].swap(0, 1, log);
             place = 1;
         }

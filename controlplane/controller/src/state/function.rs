@@ -164,6 +164,33 @@ impl Function {
         (0..self.trees.stripes()).map(|stripe| (self.trees.root(stripe), self.trees.heir(stripe))).collect()
     }
 
+    /// Bytes of the image that a member is known to have.
+    pub(crate) fn bytes_present(&self, node: &NodeId) -> u64 {
+        let Some(member) = self.wanted.get(node) else { return 0 };
+        let reported = member.progress.as_ref().map_or(0, |progress| progress.bytes_present);
+        if member.is_complete() { self.image_bytes } else { reported }
+    }
+
+    /// The nodes in the trees that have less than half of what the best of them has, the poorest last.
+    pub(crate) fn without_data(&self) -> Vec<NodeId> {
+        let mut members: Vec<(u64, NodeId)> =
+            self.trees.members().map(|node| (self.bytes_present(&node), node)).collect();
+        let most = members.iter().map(|(bytes, _)| *bytes).max().unwrap_or(0);
+        members.retain(|(bytes, _)| bytes.saturating_mul(2) < most);
+        // Of those that have the same the ones that came last go first: they stand lower.
+        members.sort_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
+        members.into_iter().map(|(_, node)| node).collect()
+    }
+
+    /// Whether a root that lacks something is to receive it from this member.
+    pub(crate) fn is_donor(&self, node: &NodeId) -> bool {
+        let lacks = |stripe: u8| {
+            let root = self.trees.root(stripe).and_then(|root| self.wanted.get(&root));
+            root.is_some_and(|root| !root.failed && !root.is_complete())
+        };
+        (0u8..).zip(&self.donors).any(|(stripe, donor)| *donor == Some(*node) && lacks(stripe))
+    }
+
     /// Whether a node needs the descriptor from the controller: root, heir, and who has leave to read the origin.
     pub(crate) fn reads_origin(&self, node: &NodeId) -> bool {
         let leads = |(root, heir): &Leaders| root.as_ref() == Some(node) || heir.as_ref() == Some(node);

@@ -12,7 +12,7 @@ use super::function::Function;
 const MUCH_MORE: u64 = 2;
 
 /// Exchanges leaders without data with those next to them that have some. Answers the edges that changed.
-pub(super) fn lead_with_data(function: &mut Function) -> Vec<Edge<NodeId>> {
+pub(super) fn lead_with_data(function: &mut Function, is_slow: &impl Fn(&NodeId) -> bool) -> Vec<Edge<NodeId>> {
     let mut edges = Vec::new();
     for stripe in 0..function.trees.stripes() {
         for leader in [function.trees.root(stripe), function.trees.heir(stripe)].into_iter().flatten() {
@@ -20,7 +20,8 @@ pub(super) fn lead_with_data(function: &mut Function) -> Vec<Edge<NodeId>> {
             if function.most_present < enough {
                 continue;
             }
-            let has_enough = |node: &NodeId| bytes_present(function, node) >= enough;
+            // A straggler with data would hold up everybody, which costs more than reading again.
+            let has_enough = |node: &NodeId| bytes_present(function, node) >= enough && !is_slow(node);
             let better = best_beside(function, stripe, leader).filter(has_enough);
             let Some(better) = better.or_else(|| best_anywhere(function, stripe, leader).filter(has_enough)) else {
                 // Whoever had that much is gone.

@@ -36,7 +36,10 @@ impl State {
             let stripes = 0..function.trees.stripes();
             let children: Vec<NodeId> = stripes.flat_map(|stripe| function.children(stripe, *node)).collect();
             let receives = |child: &NodeId| function.wanted.get(child).is_some_and(|member| !member.is_complete());
-            if children.iter().any(receives) {
+            // Children that have not moved to it yet, or not away from it, and guests are told by itself.
+            let progress = function.wanted.get(node).and_then(|member| member.progress.as_ref());
+            let serves = progress.is_some_and(|progress| !progress.downstreams.is_empty());
+            if serves || children.iter().any(receives) {
                 fed.insert(*node);
             }
             if let Some(member) = function.wanted.get_mut(node).filter(|member| member.leaving.is_none()) {
@@ -47,7 +50,9 @@ impl State {
         self.leaving.extend(leaving.iter().map(|node| (id, *node)));
         self.emit(Output::Store(Key::Function(id)));
         self.align_trees(now, id, &leaving);
-        let waits = |node: &NodeId| fed.contains(node) || replaced;
+        let function = self.functions.get(&id);
+        let donates = |node: &NodeId| function.is_some_and(|function| function.is_donor(node));
+        let waits = |node: &NodeId| fed.contains(node) || replaced || donates(node);
         let (stay, go): (Vec<NodeId>, Vec<NodeId>) = leaving.into_iter().partition(waits);
         self.unwant(now, id, &go, false);
         stay.iter().for_each(|node| self.touch_watches(id, *node));
@@ -96,6 +101,9 @@ impl State {
         if children > 0 {
             return Some((children, format!("{children} of its children still receive from it")));
         }
+        if function.is_donor(&node) {
+            return Some((1, "a root without the image receives it from there".into()));
+        }
         let successor = leaving.successor.filter(|successor| self.is_on_its_way(function, successor))?;
         Some((0, format!("{} takes its place and is still receiving", self.name_of(&successor))))
     }
@@ -129,7 +137,8 @@ impl State {
     }
 
     /// The members that go when only `count` shall stay: first those that cannot hold the image, then those that only receive, then
-    /// those whose place in the trees costs the others the least, which are leaves.
+    /// those that lack most of what others have, or the origin would be read again, then those whose place in the trees costs the others
+    /// the least, which are leaves.
     fn surplus(&self, id: FunctionId, count: usize) -> Vec<NodeId> {
         let Some(function) = self.functions.get(&id) else { return Vec::new() };
         let (serving, _) = self.split_members(function);
@@ -139,8 +148,9 @@ impl State {
             function.wanted.keys().filter(|node| !function.has_place(node) && function.stays(node) && here(node));
         let mut going: Vec<NodeId> = unplaced.chain(function.riders.keys()).copied().take(surplus).collect();
         let mut trees = function.trees.clone();
+        let mut poor = function.without_data();
         while going.len() < surplus {
-            let Some(node) = trees.expendable() else { break };
+            let Some(node) = poor.pop().or_else(|| trees.expendable()) else { break };
             // Ignored: it is a member.
             let _ = trees.remove(node);
             going.push(node);
@@ -170,8 +180,10 @@ impl State {
         }
         for (id, nodes) in idle {
             if let Some(function) = self.functions.get_mut(&id) {
-                let left = function.count.map(|count| count.saturating_sub(nodes.len() as u32));
-                function.count = left.filter(|left| *left > 0);
+                // Who is dead or in quarantine was not one of the number: somebody stands in for it, or shall.
+                let there = |id: &&NodeId| self.nodes.get(id).is_some_and(|node| !node.is_dead() && node.is_trusted());
+                let going = nodes.iter().filter(there).count() as u32;
+                function.count = function.count.map(|count| count.saturating_sub(going)).filter(|left| *left > 0);
                 let text = format!("{}/{}: {} idle nodes are reclaimed", function.tenant, function.name, nodes.len());
                 self.note(text);
             }

@@ -52,6 +52,7 @@ impl State {
             // A new epoch even when no tree changes: the drop must be newer than what the agent holds.
             self.raise_epoch(id);
         }
+        self.replace_donors(now, id, &gone);
         for node in &gone {
             if let Some(node) = self.nodes.get_mut(node) {
                 node.vacate(id, memory_mib);
@@ -103,6 +104,15 @@ impl State {
         true
     }
 
+    /// Roots that were fed by somebody who is gone need another donor, or the origin.
+    fn replace_donors(&mut self, now: Now, id: FunctionId, gone: &[NodeId]) {
+        let Some(function) = self.functions.get(&id) else { return };
+        if function.donors.iter().flatten().any(|donor| gone.contains(donor)) {
+            let leaders = function.leaders();
+            self.settle_trees(now, id, &leaders, HashSet::new(), Vec::new());
+        }
+    }
+
     /// Moves a straggler where it holds up few.
     pub(super) fn demote(&mut self, now: Now, id: FunctionId, node: NodeId) {
         let nodes = &self.nodes;
@@ -129,7 +139,14 @@ impl State {
         let nodes = &self.nodes;
         let Some(function) = self.functions.get_mut(&id) else { return };
         function.epoch += 1;
-        edges.extend(leading::lead_with_data(function));
+        let is_slow = |other: &NodeId| nodes.get(other).is_some_and(|other| other.pace.is_slow());
+        edges.extend(leading::lead_with_data(function, &is_slow));
+        // A removal moves the last of a tree up, where stragglers were put.
+        for straggler in &self.slow {
+            // Ignored: who is not in the trees has no place in them to leave.
+            let change = function.trees.demote(*straggler, is_slow).unwrap_or_default();
+            edges.extend(change.changed.into_iter().chain(change.freed));
+        }
         let hosts_changed = riding::host_riders(function, nodes, &mut edges);
         let leaders_after = function.leaders();
         let heirs_changed = leaders.iter().zip(&leaders_after).any(|(before, after)| before.1 != after.1);
@@ -154,8 +171,11 @@ impl State {
             let index = usize::from(stripe);
             let (before, root) = (leaders.get(index).and_then(|leaders| leaders.0), function.trees.root(stripe));
             let old = function.donors.get(index).copied().flatten();
+            // One on its way out still has everything, and is kept for it: its children have moved, so there is room for a guest.
             let serves = |donor: &NodeId| {
-                function.trees.contains(donor) && nodes.get(donor).is_some_and(|node| node.session.is_some())
+                let member = function.wanted.get(donor);
+                let there = member.is_some_and(|member| function.trees.contains(donor) || member.leaving.is_some());
+                there && nodes.get(donor).is_some_and(|node| node.session.is_some() && node.is_trusted())
             };
             if before == root && old.is_none_or(|donor| serves(&donor)) {
                 continue;

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::records::{FunctionRecord, Key, NodeRecord, OrderRecord, RestoreError, decode, encode};
 
 /// The present schema. It rises when the meaning of a record changes; then a step in [`migrate`] says how the old one is read.
-pub const SCHEMA: u32 = 2;
+pub const SCHEMA: u32 = 3;
 
 /// Records as a store holds them.
 pub type Records = Vec<(Key, Vec<u8>)>;
@@ -43,10 +43,18 @@ struct OrderRecord1 {
     reds: u64,
 }
 
+#[derive(Serialize, Deserialize)]
+struct OrderRecord2 {
+    stripes: Vec<Vec<NodeId>>,
+    reds: u64,
+    riders: Vec<(NodeId, Vec<NodeId>)>,
+}
+
 /// The same state in the present schema. `from` is a schema that there was, so at least 1 and at most [`SCHEMA`].
 pub fn migrate(from: u32, records: Records) -> Result<Records, RestoreError> {
     match from {
         1 => records.into_iter().map(|(key, value)| Ok((key, from_1(key, value)?))).collect(),
+        2 => records.into_iter().map(|(key, value)| Ok((key, from_2(key, value)?))).collect(),
         _ => Ok(records),
     }
 }
@@ -76,10 +84,16 @@ fn from_1(key: Key, value: Vec<u8>) -> Result<Vec<u8>, RestoreError> {
         }
         Key::Order(_) => {
             let OrderRecord1 { stripes, reds } = decode(key, &value)?;
-            encode(&OrderRecord { stripes, reds, riders: Vec::new() })
+            encode(&OrderRecord { stripes, reds, riders: Vec::new(), donors: Vec::new() })
         }
         _ => value,
     })
+}
+
+fn from_2(key: Key, value: Vec<u8>) -> Result<Vec<u8>, RestoreError> {
+    let Key::Order(_) = key else { return Ok(value) };
+    let OrderRecord2 { stripes, reds, riders } = decode(key, &value)?;
+    Ok(encode(&OrderRecord { stripes, reds, riders, donors: Vec::new() }))
 }
 
 #[cfg(test)]
@@ -116,6 +130,11 @@ mod tests {
         assert_eq!((read.name.as_str(), read.address.port(), read.incarnation), ("n1", 80, 5));
         assert!((read.memory_mib, read.dead) == (99, true) && read.version == "0.1.0");
         assert!(migrate(1, vec![(Key::Node(node), vec![9])]).is_err());
+        // One stripe of one node, no reds, one rider with one host.
+        let old = [vec![1, 1], node.to_vec(), vec![0, 1], vec![4; 16], vec![1], node.to_vec()].concat();
+        let records = migrate(2, vec![(Key::Order(id), old)]).unwrap();
+        let read: OrderRecord = decode(Key::Order(id), &records[0].1).unwrap();
+        assert_eq!((read.stripes, read.riders.len(), read.donors), (vec![vec![node]], 1, vec![]));
         let kept = vec![(Key::Term, vec![7])];
         assert_eq!(migrate(SCHEMA, kept.clone()).unwrap(), kept);
     }

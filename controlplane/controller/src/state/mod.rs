@@ -95,8 +95,10 @@ pub struct State {
     watches: BTreeMap<RequestId, Watch>,
     /// Nodes came or went: functions that ask for a number of nodes may be short of some, or no longer.
     capacity_changed: bool,
-    /// It began with functions from the store, and their agents are still on their way back.
-    restarted: bool,
+    /// Functions from the store whose agents are still on their way back.
+    unsettled: BTreeSet<FunctionId>,
+    /// Nodes that are treated as stragglers.
+    slow: BTreeSet<NodeId>,
     out: Vec<Output>,
 }
 

@@ -135,6 +135,7 @@ impl State {
                 _ => Level::Usual,
             };
             if self.nodes.get_mut(&id).is_some_and(|node| node.pace.judge(now, verdict)) {
+                self.slow.insert(id);
                 self.note(format!("node {} is slow: {percent} % of the usual rate", self.name_of(&id)));
                 self.follow_pace(now, id);
             }
@@ -145,13 +146,16 @@ impl State {
     fn forgive(&mut self, now: Now) {
         let retry = self.settings.straggler_retry_ms;
         let over = |pace: &Pace| pace.is_slow() && now.ms >= pace.since_ms.saturating_add(retry);
-        let due: Vec<NodeId> = self.nodes.values().filter(|node| over(&node.pace)).map(|node| node.id).collect();
+        self.slow.retain(|id| self.nodes.contains_key(id));
+        let nodes = self.slow.iter().filter_map(|id| self.nodes.get(id));
+        let due: Vec<NodeId> = nodes.filter(|node| over(&node.pace)).map(|node| node.id).collect();
         for id in due {
             self.forget_pace(now, id);
         }
     }
 
     pub(super) fn forget_pace(&mut self, now: Now, id: NodeId) {
+        self.slow.remove(&id);
         if self.nodes.get_mut(&id).is_some_and(|node| std::mem::take(&mut node.pace).is_slow()) {
             self.follow_pace(now, id);
         }

@@ -112,10 +112,14 @@ impl State {
     pub(super) fn place(&mut self, now: Now, id: FunctionId, count: u32, strict: bool) -> Result<Vec<NodeId>, Refusal> {
         let Some(function) = self.functions.get(&id) else { return Ok(Vec::new()) };
         let (serving, lost) = self.split_members(function);
-        let short = (count as usize).saturating_sub(serving);
-        if short == 0 {
+        let missing = (count as usize).saturating_sub(serving);
+        if missing == 0 {
             return Ok(Vec::new());
         }
+        // Who is about to go has the image: taking it back moves nothing.
+        let mut returning: Vec<NodeId> = self.can_return(function).collect();
+        let short = missing.saturating_sub(returning.len());
+        returning.truncate(missing);
         let mut obstacles: BTreeMap<Obstacle, usize> = BTreeMap::new();
         let mut fitting = Vec::new();
         for node in self.nodes.values().filter(|node| !function.wanted.contains_key(&node.id)) {
@@ -127,7 +131,7 @@ impl State {
             }
         }
         if strict && fitting.len() < short {
-            return Err(self.no_capacity(function, count, serving, fitting.len(), &obstacles));
+            return Err(self.no_capacity(function, count, serving + returning.len(), fitting.len(), &obstacles));
         }
         if fitting.len() > short {
             fitting.select_nth_unstable(short);
@@ -135,13 +139,21 @@ impl State {
         }
         // So that the same state gives the same trees.
         fitting.sort_unstable();
-        let added: Vec<NodeId> = fitting.into_iter().map(|(_, node)| node).collect();
+        let added: Vec<NodeId> = returning.into_iter().chain(fitting.into_iter().map(|(_, node)| node)).collect();
         let replaced: Vec<NodeId> = lost.into_iter().take(added.len()).collect();
         if !added.is_empty() {
             self.unwant(now, id, &replaced, false);
             self.want(now, id, &added);
         }
         Ok(added)
+    }
+
+    /// Members on their way out that could as well stay.
+    fn can_return<'a>(&'a self, function: &'a Function) -> impl Iterator<Item = NodeId> + 'a {
+        let leaving = function.wanted.iter().filter(|(_, member)| member.leaving.is_some() && !member.failed);
+        let usable =
+            |id: &NodeId| self.nodes.get(id).is_some_and(|node| node.is_live() && node.is_trusted() && !node.draining);
+        leaving.map(|(id, _)| *id).filter(usable)
     }
 
     /// How many members serve, and which are lost: dead or in quarantine. One where the image failed counts as there: an image that fails

@@ -92,6 +92,8 @@ pub(super) struct OrderRecord {
     pub(super) reds: u64,
     /// Nodes that only receive, with their parents.
     pub(super) riders: Vec<(NodeId, Vec<NodeId>)>,
+    /// Per stripe: who feeds a root without the image.
+    pub(super) donors: Vec<Option<NodeId>>,
 }
 
 impl State {
@@ -128,7 +130,8 @@ impl State {
             reclaimed_ms: now.ms,
             watches: BTreeMap::new(),
             capacity_changed: false,
-            restarted: false,
+            unsettled: Default::default(),
+            slow: Default::default(),
             out: Vec::new(),
         };
         for (key, bytes) in &records {
@@ -149,7 +152,7 @@ impl State {
                 state.adopt(now, function);
             }
         }
-        state.restarted = !state.functions.is_empty();
+        state.unsettled = state.functions.keys().copied().collect();
         Ok(state)
     }
 
@@ -189,7 +192,7 @@ impl State {
             Key::Order(id) => self.functions.get(&id).map(|function| {
                 let Order { stripes, reds } = function.trees.to_order();
                 let riders = function.riders.iter().map(|(rider, hosts)| (*rider, hosts.clone())).collect();
-                encode(&OrderRecord { stripes, reds, riders })
+                encode(&OrderRecord { stripes, reds, riders, donors: function.donors.clone() })
             }),
             Key::Descriptor(id) => self.functions.get(&id).map(|function| function.descriptor.clone()),
             Key::NextDescriptor(id) => {
@@ -253,6 +256,8 @@ fn restore_function(
     if let Some(stranger) = trees.members().chain(riders.keys().copied()).find(|node| !wanted.contains_key(node)) {
         return Err(damaged(Key::Order(id), format!("node {stranger} is in the trees but not wanted")));
     }
+    let mut donors = order.donors;
+    donors.resize(policy.stripes().into(), None);
     let read = |key: Key, image: ImageId| {
         let encoded = part(key)?;
         let descriptor = Descriptor::decode(encoded, image);
@@ -275,7 +280,7 @@ fn restore_function(
         note: record.note,
         count: record.count,
         wanted,
-        donors: vec![None; policy.stripes().into()],
+        donors,
         trees,
         riders,
         most_present: 0,

@@ -157,7 +157,7 @@ impl State {
         self.place(now, id, provision.count, true)?;
         self.take_up_next(now, id);
         let failed = |function: &Function| {
-            let failed = function.wanted.iter().filter(|(_, member)| member.failed);
+            let failed = function.wanted.iter().filter(|(_, member)| member.failed && member.leaving.is_none());
             failed.map(|(node, _)| *node).collect::<Vec<_>>()
         };
         if let Some(failed) = self.functions.get(&id).map(failed) {
@@ -183,10 +183,10 @@ impl State {
         let nodes: Vec<NodeId> = nodes.into_iter().collect();
         if let Some(function) = self.functions.get_mut(&id) {
             // What is released on purpose is not to be replaced.
-            let released = nodes.iter().filter(|node| function.wanted.contains_key(node)).count() as u32;
-            let left = (function.wanted.len() as u32).saturating_sub(released);
-            function.count =
-                function.count.map(|count| count.saturating_sub(released).min(left)).filter(|count| *count > 0);
+            let released = nodes.iter().filter(|node| function.stays(node)).count() as u32;
+            let left = function.count.map(|count| count.saturating_sub(released));
+            function.count = left.filter(|left| *left > 0);
+            self.emit(Output::Store(Key::Function(id)));
         }
         Ok(self.unwant(now, id, &nodes, release.discard))
     }

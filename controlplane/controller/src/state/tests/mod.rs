@@ -2,6 +2,7 @@
 
 mod capacity;
 mod figures;
+mod going;
 mod keys;
 mod neighbours;
 mod properties;

@@ -38,11 +38,32 @@ fn a_root_without_data_is_fed_by_a_member_after_a_restart_too() {
     assert!(fed(&world));
     world.restart_controller();
     come_back(&mut world, 1, false);
+    assert!(fed(&world), "it is not sent to the origin until its donor is back");
     come_back(&mut world, 0, true);
     let term = world.state.term();
     world.pass(2_200, &[(0, FunctionState::Complete), (1, FunctionState::Fetching)]);
     assert!(fed(&world), "{:?}", upstream(&world, 1, 1));
     assert!(world.agents[&node(1)].assigned[&function("f")].term == term);
+    world.check();
+}
+
+/// Catches a root that has the image and loses its place because others are back before it.
+#[test]
+fn a_root_that_takes_its_time_stays_root() {
+    let mut world = World::with(4, Policy::Complete);
+    world.provision("f", 4, &[]).unwrap();
+    let root = world.state.functions[&function("f")].trees.root(0);
+    let others: Vec<u32> = (0..4).filter(|n| Some(node(*n)) != root).collect();
+    let first = (0..4).find(|n| Some(node(*n)) == root).unwrap();
+    world.beat(first, FunctionState::Complete);
+    world.restart_controller();
+    others.iter().for_each(|n| come_back(&mut world, *n, *n == others[0]));
+    let beating: Vec<_> = others.iter().map(|n| (*n, FunctionState::Fetching)).collect();
+    world.pass(5_000, &beating);
+    assert_eq!(world.state.functions[&function("f")].trees.root(0), root);
+    come_back(&mut world, first, true);
+    world.pass(1_000, &beating);
+    assert_eq!(world.state.functions[&function("f")].trees.root(0), root);
     world.check();
 }
 

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use faasnet_api::{FunctionId, ImageId};
 use faasnet_store::StoredImage;
@@ -86,6 +86,11 @@ pub(crate) struct Table {
 }
 
 impl Row {
+    /// Something of the image was given out on this host: to a runtime, or to a person. A member without uses is idle.
+    pub(crate) fn note_use(&self) {
+        self.uses.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// What the row amounts to, in the worker's words.
     pub(crate) fn state(&self) -> ReportState {
         match (&self.phase, &self.report) {

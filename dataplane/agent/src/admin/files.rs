@@ -83,10 +83,13 @@ async fn read_part(
     Ok(Some((buffer, next)))
 }
 
+/// The image of a function that somebody wants to have something of; that is a use of it.
 fn complete(shared: &Shared, tenant: &str, function: &str) -> Result<Arc<StoredImage>, Refused> {
     let (_, row) = shared.row(tenant, function)?;
-    let image = row.stored.filter(|stored| stored.is_complete());
-    image.ok_or_else(|| {
+    let image = row.stored.clone().filter(|stored| stored.is_complete());
+    let image = image.ok_or_else(|| {
         Refused(StatusCode::CONFLICT, format!("the image of {tenant}/{function} is not complete on this node yet"))
-    })
+    })?;
+    row.note_use();
+    Ok(image)
 }

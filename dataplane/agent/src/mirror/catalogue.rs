@@ -3,7 +3,6 @@
 //! Reads copies of the control side's state and asks it. An image is known as soon as its descriptor is, whatever of it has arrived.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use faasnet_api::{FunctionId, Origin};
@@ -40,7 +39,7 @@ pub(super) struct Found {
 impl Found {
     fn new(function: FunctionId, row: &Row) -> Option<Self> {
         let stored = row.stored.clone()?;
-        row.uses.fetch_add(1, Ordering::Relaxed);
+        row.note_use();
         Some(Self { function, stored })
     }
 }

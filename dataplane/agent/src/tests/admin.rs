@@ -65,6 +65,12 @@ async fn a_complete_image_can_be_fetched() {
     assert!(head.contains(descriptor.manifest_media_type()) && head.contains(descriptor.manifest_digest()));
     let (_, encoded, _) = request(agent.admin, "GET", &format!("{RESIZE}/descriptor")).await;
     assert_eq!(encoded, descriptor.encode());
+    let used = |event: &Event| match event {
+        Event::Heartbeat(beat) => beat.functions.first().filter(|row| row.uses >= 2 + blobs.len() as u64).map(|_| ()),
+        _ => None,
+    };
+    // What is read here counts as a use, or idle reclaim would take it from under its reader.
+    session.expect(used).await;
     let unknown = format!("{RESIZE}/blobs/sha256:{}", "0".repeat(64));
     assert_eq!(request(agent.admin, "GET", &unknown).await.0, 404);
 

@@ -4,8 +4,8 @@
 
 use std::io;
 
-use io_uring::IoUring;
 use io_uring::types::Napi;
+use io_uring::{IoUring, Probe, opcode};
 use rustix::process::{Resource, getrlimit};
 use rustix::thread::{CapabilitySet, capabilities};
 
@@ -103,13 +103,37 @@ pub(crate) fn poll_cards(ring: &IoUring, options: &DriverOptions, notes: &mut Ve
 
 fn usable(ring: IoUring) -> Result<IoUring, String> {
     let parameters = ring.params();
-    match parameters.is_feature_ext_arg() && parameters.is_feature_nodrop() {
-        true => Ok(ring),
-        false => {
-            Err("this kernel's io_uring lacks timed waits (Linux 5.11 or later has them); run with --engine copy"
-                .into())
-        }
+    if !parameters.is_feature_ext_arg() || !parameters.is_feature_nodrop() {
+        return Err(
+            "this kernel's io_uring lacks timed waits (Linux 5.11 or later has them); run with --engine copy".into()
+        );
     }
+    let mut probe = Probe::new();
+    let asked = ring.submitter().register_probe(&mut probe);
+    // Who does not answer may still do the operations.
+    match asked.ok().and_then(|()| lacking(|code| probe.is_supported(code))) {
+        None => Ok(ring),
+        Some(name) => Err(format!(
+            "this kernel's io_uring has no {name} operation, though all kernels since 5.11 have (a sandbox, perhaps); run with --engine copy"
+        )),
+    }
+}
+
+/// What the driver submits.
+const OPERATIONS: [(u8, &str); 8] = [
+    (opcode::PollAdd::CODE, "poll"),
+    (opcode::AsyncCancel::CODE, "cancel"),
+    (opcode::Recv::CODE, "recv"),
+    (opcode::Send::CODE, "send"),
+    (opcode::Read::CODE, "read"),
+    (opcode::Write::CODE, "write"),
+    (opcode::ReadFixed::CODE, "read-fixed"),
+    (opcode::WriteFixed::CODE, "write-fixed"),
+];
+
+/// The first operation of ours that is not supported.
+fn lacking(is_supported: impl Fn(u8) -> bool) -> Option<&'static str> {
+    OPERATIONS.into_iter().find(|(code, _)| !is_supported(*code)).map(|(_, name)| name)
 }
 
 pub(crate) fn explain(error: &io::Error) -> String {
@@ -173,4 +197,16 @@ pub(crate) fn register(ring: &IoUring, arena: &Arena, notes: &mut Vec<String>) -
 fn lockable_bytes() -> Option<u64> {
     let lifted = capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::IPC_LOCK));
     if lifted { None } else { getrlimit(Resource::Memlock).current }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Catches a sandbox without an operation of ours that is found out when the first block hangs.
+    #[test]
+    fn a_missing_operation_is_named() {
+        assert_eq!(lacking(|_| true), None);
+        assert_eq!(lacking(|code| code != opcode::Send::CODE), Some("send"));
+    }
 }

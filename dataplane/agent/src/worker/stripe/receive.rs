@@ -48,7 +48,8 @@ impl Stripe {
         io: &mut Io,
     ) -> Result<(), LinkEnd> {
         let mut blocked = false;
-        if io.stopping {
+        // Where nothing more is wanted the link is about to be closed, and that its other end was faster is nobody's failure.
+        if io.stopping || !self.core.is_needed() {
             return Ok(());
         }
         for _ in 0..TURN {

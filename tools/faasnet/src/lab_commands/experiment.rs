@@ -130,7 +130,11 @@ pub async fn one_run(network: &Network, plan: &Plan, layout: &Path, dir: &Path) 
         _ => tree_run(&mut cluster, plan, rate).await,
     };
     let stopped = cluster.stop().await;
-    let mut outcome = outcome?;
+    let mut outcome = match (outcome, &stopped) {
+        // A dead daemon is often why the run broke off.
+        (Err(error), Ok(wrong)) if !wrong.is_empty() => return Err(error.context(wrong.join("; "))),
+        (outcome, _) => outcome?,
+    };
     outcome.audit.problems.extend(stopped?);
     let left = leftovers::processes(&leftovers::namespaces(network.id())?);
     outcome

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use faasnet_lab::network;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 
@@ -191,21 +192,28 @@ impl Injector {
                 failed.get_or_insert(error);
             }
         }
-        // A disturbance that failed half-way, or a death of its own, may have left it without an agent.
+        if self.revive(cluster, host).await? {
+            // What was done to its process ended with that.
+            self.standing.retain(|(kind, victim)| victim.name() != host || !matches!(kind, Kind::Kill | Kind::Stop));
+        }
+        match self.standing.iter().any(|(_, victim)| victim.name() == host) {
+            true => failed.map_or(Ok(()), Err),
+            false => Ok(()),
+        }
+    }
+
+    /// Starts a host's daemon if it has none: a disturbance that failed half-way, or a death of its own, took it away.
+    async fn revive(&mut self, cluster: &mut LabCluster, host: &str) -> Result<bool> {
         match cluster.network.agents().iter().position(|agent| agent.name == host) {
             Some(node) if cluster.agents[node].is_none() => {
                 cluster.start_agent(node).await?;
                 (self.silent[node], self.expected[node]) = (false, true);
-                // What was done to a process ended with it.
-                self.standing
-                    .retain(|(kind, victim)| *victim != Victim::Node(node) || !matches!(kind, Kind::Kill | Kind::Stop));
-                match self.standing.iter().any(|(_, victim)| *victim == Victim::Node(node)) {
-                    true => failed.map_or(Ok(()), Err),
-                    false => Ok(()),
-                }
             }
-            _ => failed.map_or(Ok(()), Err),
+            None if host == network::CONTROLLER && cluster.controller.is_none() => cluster.start_controller().await?,
+            None if host == network::ORIGIN && cluster.origin.is_none() => cluster.start_origin().await?,
+            _ => return Ok(false),
         }
+        Ok(true)
     }
 
     /// Whether something that was done to one of `hosts` will be undone by itself.

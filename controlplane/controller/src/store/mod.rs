@@ -2,6 +2,7 @@
 //!
 //! A store moves bytes. What they mean is the state machine's business.
 
+mod lock;
 mod redb;
 mod transfer;
 

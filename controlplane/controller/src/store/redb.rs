@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use faasnet_api::{FunctionId, NodeId};
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, TableHandle, WriteTransaction};
 
+use super::lock::StateLock;
 use super::{StateStore, StoreError};
 use crate::state::{Key, Records, SCHEMA, migrate};
 
@@ -35,13 +36,19 @@ const TICKET_KEYS_KEY: &[u8] = b"ticket_keys";
 pub struct RedbStore {
     path: PathBuf,
     database: Database,
+    /// Given back after the database was closed; `None`: whoever opened it holds the directory.
+    _lock: Option<StateLock>,
 }
 
 impl RedbStore {
     /// Opens the state in `directory`; makes both if they are not there.
     pub fn open(directory: &Path) -> Result<Self, StoreError> {
-        let unusable = |source| StoreError::Directory { path: directory.into(), source };
-        fs::create_dir_all(directory).map_err(unusable)?;
+        let lock = StateLock::take(directory)?;
+        Ok(Self { _lock: Some(lock), ..Self::open_locked(directory)? })
+    }
+
+    /// The same for who holds the directory's lock.
+    pub(super) fn open_locked(directory: &Path) -> Result<Self, StoreError> {
         let store = Self::open_file(directory.join(FILE), directory)?;
         store.check_schema()?;
         Ok(store)
@@ -84,7 +91,7 @@ impl RedbStore {
         // It holds the private keys that sign tickets.
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600))
             .map_err(|source| StoreError::Directory { path: named.into(), source })?;
-        Ok(Self { path, database })
+        Ok(Self { path, database, _lock: None })
     }
 
     /// Writes the schema number into a new file and compares it in an old one, whose records are brought to the present form; makes every

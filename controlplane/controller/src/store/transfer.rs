@@ -11,6 +11,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
+use super::lock::StateLock;
 use super::redb::{FILE, RedbStore, Tables};
 use super::{StateStore, StoreError};
 use crate::state::Key;
@@ -18,7 +19,8 @@ use crate::state::Key;
 const FORMAT: &str = "faasnet controller state";
 /// Rises when the document's own shape changes.
 const VERSION: u32 = 1;
-/// Where an import is written before it takes its place, and where the state goes that it replaces.
+/// Where an import is written before it takes its place, and how the state is called then that it replaces; a number follows if there is
+/// one of that name.
 const NEW: &str = "controller.redb.importing";
 const OLD: &str = "controller.redb.before-import";
 
@@ -99,10 +101,10 @@ pub fn export(directory: &Path) -> Result<(String, Contents), StoreError> {
 pub fn import(directory: &Path, text: &str, force: bool) -> Result<Contents, ImportError> {
     let tables = parse(text)?;
     let unusable = |source| StoreError::Directory { path: directory.into(), source };
-    fs::create_dir_all(directory).map_err(unusable)?;
+    // No controller starts meanwhile, be there a state already or none.
+    let _lock = StateLock::take(directory)?;
     let (place, new) = (directory.join(FILE), directory.join(NEW));
-    // Held open until the end, so that no controller starts meanwhile.
-    let present = if place.exists() { Some(RedbStore::open(directory)?) } else { None };
+    let present = if place.exists() { Some(RedbStore::open_locked(directory)?) } else { None };
     let before = present.as_ref().map(contents).transpose()?.unwrap_or_default();
     if !force && (before.functions, before.nodes) != (0, 0) {
         let Contents { functions, nodes, .. } = before;
@@ -118,14 +120,25 @@ pub fn import(directory: &Path, text: &str, force: bool) -> Result<Contents, Imp
         let _ = fs::remove_file(&new);
     })?;
     if present.is_some() {
-        let old = directory.join(OLD);
-        fs::rename(&place, &old).map_err(unusable)?;
-        contents.replaced = Some(old);
+        contents.replaced = Some(keep(directory, &place).map_err(unusable)?);
     }
+    // One step, so that after a crash there is the old state or the new one, never none.
     fs::rename(&new, &place).map_err(unusable)?;
     File::open(directory).and_then(|folder| folder.sync_all()).map_err(unusable)?;
-    drop(present);
     Ok(contents)
+}
+
+/// Gives the state at `place` a second name, under which it stays. Never one that is taken: that would be the only copy of an earlier one.
+fn keep(directory: &Path, place: &Path) -> std::io::Result<PathBuf> {
+    for number in 1u32.. {
+        let name = if number == 1 { OLD.to_owned() } else { format!("{OLD}-{number}") };
+        let old = directory.join(name);
+        match fs::hard_link(place, &old) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            done => return done.map(|()| old),
+        }
+    }
+    Err(std::io::ErrorKind::AlreadyExists.into())
 }
 
 fn parse(text: &str) -> Result<Tables, ImportError> {
@@ -186,6 +199,8 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use faasnet_api::{FunctionId, NodeId};
 
     use super::*;
@@ -212,9 +227,32 @@ mod tests {
         assert!(matches!(refused, ImportError::Occupied { functions: 1, .. }), "{refused}");
         let replaced = import(to.path(), &text, true).unwrap().replaced.unwrap();
         assert!(replaced.is_file());
+        let again = import(to.path(), &text, true).unwrap().replaced.unwrap();
+        assert!(again.is_file() && replaced.is_file() && again != replaced, "the first one is kept as well");
         let _running = RedbStore::open(to.path()).unwrap();
         assert!(matches!(import(to.path(), &text, true), Err(ImportError::Store(StoreError::InUse(_)))));
         assert!(matches!(export(to.path()), Err(StoreError::InUse(_))));
+    }
+
+    /// Catches a controller that starts in the middle of an import, with an empty state or with one that is about to be unlinked.
+    #[test]
+    fn an_import_has_the_directory_for_itself() {
+        let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        state(from.path());
+        let text = export(from.path()).unwrap().0;
+        let in_use = |error: Option<StoreError>| assert!(matches!(error, Some(StoreError::InUse(_))), "{error:?}");
+        let importing = StateLock::take(to.path()).unwrap();
+        in_use(RedbStore::open(to.path()).err());
+        assert!(!to.path().join(FILE).exists(), "not even a file was made");
+        assert!(matches!(import(to.path(), &text, true), Err(ImportError::Store(StoreError::InUse(_)))));
+        drop(importing);
+        // The state that is replaced keeps its file, under a second name: there was no moment without one.
+        import(to.path(), &text, false).unwrap();
+        let inode = |path: &Path| fs::metadata(path).unwrap().ino();
+        let before = inode(&to.path().join(FILE));
+        let replaced = import(to.path(), &text, true).unwrap().replaced.unwrap();
+        assert_eq!(inode(&replaced), before);
+        assert_ne!(inode(&to.path().join(FILE)), before);
     }
 
     /// Catches a document that lost its end or a byte and is taken all the same, and an export that makes a state where there is none.
@@ -243,6 +281,6 @@ mod tests {
         let text = serde_json::to_string(&document).unwrap();
         let refused = import(to.path(), &text, true).unwrap_err();
         assert!(matches!(refused, ImportError::Store(StoreError::Schema { found: 99, .. })), "{refused}");
-        assert_eq!(std::fs::read_dir(to.path()).unwrap().count(), 0);
+        assert_eq!(std::fs::read_dir(to.path()).unwrap().count(), 1, "nothing is left but the lock");
     }
 }

@@ -1,6 +1,8 @@
-//! Where HTTP connections come in: plain, or by TLS with the certificate that gRPC has. A handshake never holds up other callers.
+//! Where HTTP connections come in: plain, or by TLS with the certificate that gRPC has. A handshake never holds up other callers: there is
+//! room for some of each address and for some more in all, and where there is none the oldest one makes way.
 
-use std::net::SocketAddr;
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,14 +16,17 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::Config;
 
 /// Whoever is slower does not want to speak TLS.
-const HANDSHAKE: Duration = Duration::from_secs(10);
+const HANDSHAKE: Duration = Duration::from_secs(5);
 const HANDSHAKES_AT_ONCE: usize = 256;
+/// Whoever sends silent connections from one host puts out only those of that host.
+const HANDSHAKES_PER_ADDRESS: usize = 32;
 /// After an error of `accept`, which is mostly a lack of descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -77,7 +82,7 @@ impl Connected<IncomingStream<'_, Door>> for Caller {
 }
 
 async fn take(listener: TcpListener, tls: Option<TlsAcceptor>, arrivals: mpsc::Sender<(Box<dyn Stream>, Caller)>) {
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_AT_ONCE));
+    let mut handshakes = Handshakes::default();
     loop {
         let accepted = tokio::select! {
             () = arrivals.closed() => return,
@@ -94,17 +99,33 @@ async fn take(listener: TcpListener, tls: Option<TlsAcceptor>, arrivals: mpsc::S
             let _ = arrivals.send((Box::new(stream), Caller { address, certified: false })).await;
             continue;
         };
-        let (arrivals, permit) = (arrivals.clone(), handshakes.clone().try_acquire_owned());
-        if let Ok(permit) = permit {
-            tokio::spawn(async move {
-                let arrival = handshake(tls, stream, address).await;
-                drop(permit);
-                if let Some(arrival) = arrival {
-                    // Ignored: the door is closed.
-                    let _ = arrivals.send(arrival).await;
-                }
-            });
+        let arrivals = arrivals.clone();
+        handshakes.begin(address.ip(), async move {
+            if let Some(arrival) = handshake(tls, stream, address).await {
+                // Ignored: the door is closed.
+                let _ = arrivals.send(arrival).await;
+            }
+        });
+    }
+}
+
+/// Handshakes under way, oldest first.
+#[derive(Default)]
+struct Handshakes(VecDeque<(IpAddr, AbortOnDropHandle<()>)>);
+
+impl Handshakes {
+    /// Begins one; where there is no room, the oldest one of that address, or of all, ends.
+    fn begin(&mut self, from: IpAddr, handshake: impl Future<Output = ()> + Send + 'static) {
+        self.0.retain(|(_, running)| !running.is_finished());
+        let own = self.0.iter().filter(|(address, _)| *address == from).count();
+        if own >= HANDSHAKES_PER_ADDRESS
+            && let Some(oldest) = self.0.iter().position(|(address, _)| *address == from)
+        {
+            self.0.remove(oldest);
+        } else if self.0.len() >= HANDSHAKES_AT_ONCE {
+            self.0.pop_front();
         }
+        self.0.push_back((from, AbortOnDropHandle::new(tokio::spawn(handshake))));
     }
 }
 
@@ -137,4 +158,32 @@ pub(super) fn tls(config: &Config) -> anyhow::Result<Option<Arc<ServerConfig>>> 
 fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
     let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
     read.with_context(|| format!("{} is not a file of certificates", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    fn host(n: u8) -> IpAddr {
+        Ipv4Addr::new(10, 0, 0, n).into()
+    }
+
+    /// Catches silent connections that lock out others: those of another host, and one that comes late from the same.
+    #[tokio::test]
+    async fn the_oldest_makes_way() {
+        let mut handshakes = Handshakes::default();
+        let from = |handshakes: &Handshakes, n: u8| handshakes.0.iter().filter(|(from, _)| *from == host(n)).count();
+        handshakes.begin(host(1), std::future::pending());
+        (0..300).for_each(|_| handshakes.begin(host(2), std::future::pending()));
+        assert_eq!((from(&handshakes, 1), from(&handshakes, 2)), (1, HANDSHAKES_PER_ADDRESS));
+        let (done, arrived) = tokio::sync::oneshot::channel();
+        handshakes.begin(host(2), async move { done.send(()).unwrap() });
+        arrived.await.unwrap();
+        (3..20)
+            .for_each(|n| (0..HANDSHAKES_PER_ADDRESS).for_each(|_| handshakes.begin(host(n), std::future::pending())));
+        assert_eq!((handshakes.0.len(), from(&handshakes, 1)), (HANDSHAKES_AT_ONCE, 0));
+        assert_eq!(from(&handshakes, 19), HANDSHAKES_PER_ADDRESS);
+    }
 }

@@ -7,9 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use faasnet_api::{
-    BlockIndex, Descriptor, FunctionId, ImageId, Introduction, KeySet, SigningKey, Stripe, Verify, v1,
-};
+use faasnet_api::{BlockIndex, FunctionId, ImageId, Introduction, KeySet, SigningKey, Stripe, Verify, v1};
 use faasnet_store::{Store, StoredImage};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -18,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::link::{WorkerEnded, WorkerLink};
 use crate::memory::{self, Memory};
 use crate::mirror::questions::{ImageAnswer, ImageQuestions};
+use crate::opening::{Opening, Unopened};
 use crate::session::commands::{AssignOrder, Order};
 use crate::session::events;
 use crate::table::{Decision, Phase, Table, Use};
@@ -57,12 +56,9 @@ pub(crate) enum Input {
 /// The store's answer.
 #[derive(Debug)]
 pub(crate) struct Opened {
-    function: FunctionId,
-    image: ImageId,
-    /// The worker asked, by `DescriptorArrived`, and waits for the answer.
-    for_worker: bool,
+    opening: Opening,
     /// `None`: the store does not hold it and there was no descriptor.
-    result: Result<Option<Arc<StoredImage>>, String>,
+    result: Result<Option<Arc<StoredImage>>, Unopened>,
 }
 
 /// How often to report.
@@ -85,6 +81,10 @@ pub(crate) struct Control<W> {
     table: Table,
     /// Functions that the worker knows of.
     at_worker: BTreeSet<FunctionId>,
+    /// How many it has let go.
+    drops: u64,
+    /// Images of which another tenant's function has yet to let go.
+    waiting: Vec<Opening>,
     /// Joins that were asked for and not answered yet.
     joins: BTreeMap<FunctionId, (String, String)>,
     refused: BTreeMap<FunctionId, String>,
@@ -149,6 +149,8 @@ impl<W: WorkerLink> Control<W> {
             worker,
             table: Table::default(),
             at_worker: BTreeSet::new(),
+            drops: 0,
+            waiting: Vec::new(),
             joins: BTreeMap::new(),
             refused: BTreeMap::new(),
             images: ImageQuestions::default(),
@@ -298,7 +300,8 @@ impl<W: WorkerLink> Control<W> {
         match event {
             WorkerEvent::DescriptorArrived { function, image, bytes } => {
                 let Some(row) = self.table.get(function).filter(|row| row.image == image) else { return Ok(()) };
-                self.open(function, image, row.tenant.clone(), Some(bytes), true);
+                let (tenant, descriptor) = (row.tenant.clone(), Some(bytes));
+                self.open(Opening { function, image, tenant, descriptor, for_worker: true, drops: 0 });
             }
             WorkerEvent::EdgeFailed { function, stripe, upstream, reason, wrong_bytes, refused } => {
                 tracing::warn!(
@@ -322,6 +325,10 @@ impl<W: WorkerLink> Control<W> {
             }
             WorkerEvent::Dropped { function } => {
                 self.at_worker.remove(&function);
+                self.drops += 1;
+                for opening in std::mem::take(&mut self.waiting) {
+                    self.open(opening);
+                }
                 self.up(events::dropped(function));
             }
             WorkerEvent::Reported(reports) => {
@@ -407,7 +414,7 @@ impl<W: WorkerLink> Control<W> {
         match decision {
             Decision::Ignore => {}
             Decision::Send(assignment) => self.send_assignment(assignment)?,
-            Decision::Open => self.open(function, image, tenant, descriptor, false),
+            Decision::Open => self.open(Opening { function, image, tenant, descriptor, for_worker: false, drops: 0 }),
             Decision::Wait => {}
         }
         self.joins.remove(&function);
@@ -421,21 +428,33 @@ impl<W: WorkerLink> Control<W> {
         self.worker.send(WorkerCommand::Assign(assignment))
     }
 
-    /// Has the store open an image: by its descriptor if there is one, else if the store holds it. The answer comes as `Input::Opened`.
-    fn open(&self, function: FunctionId, image: ImageId, tenant: String, bytes: Option<Vec<u8>>, for_worker: bool) {
+    /// Has the store open an image. The answer comes as `Input::Opened`.
+    fn open(&self, mut opening: Opening) {
+        opening.drops = self.drops;
         let (store, answers) = (self.store.clone(), self.answers.clone());
         tokio::task::spawn_blocking(move || {
-            let result = open_image(&store, &tenant, image, bytes);
+            let result = opening.run(&store);
             // Ignored: the control side has ended, nobody waits for the image.
-            let _ = answers.blocking_send(Input::Opened(Opened { function, image, for_worker, result }));
+            let _ = answers.blocking_send(Input::Opened(Opened { opening, result }));
         });
     }
 
     fn opened(&mut self, opened: Opened) -> Result<(), WorkerEnded> {
-        let Opened { function, image, for_worker, result } = opened;
+        let Opened { opening, result } = opened;
+        let (function, image, for_worker) = (opening.function, opening.image, opening.for_worker);
         let stored = match result {
             Ok(stored) => stored,
-            Err(reason) => {
+            // A function of the tenant before has let the image go meanwhile, or is about to.
+            Err(Unopened::OtherTenant(_)) if opening.drops != self.drops => {
+                self.open(opening);
+                return Ok(());
+            }
+            Err(Unopened::OtherTenant(_)) if self.at_worker.iter().any(|held| self.table.get(*held).is_none()) => {
+                self.waiting.retain(|other| other.function != function);
+                self.waiting.push(opening);
+                return Ok(());
+            }
+            Err(Unopened::OtherTenant(reason) | Unopened::Failed(reason)) => {
                 if for_worker {
                     self.worker.send(WorkerCommand::FailImage { function, image, reason: reason.clone() })?;
                 }
@@ -538,19 +557,4 @@ impl<W: WorkerLink> Control<W> {
         let view = View { term: self.term, rows, refused: self.refused.clone() };
         self.view.send_replace(Arc::new(view));
     }
-}
-
-fn open_image(
-    store: &Store,
-    tenant: &str,
-    image: ImageId,
-    bytes: Option<Vec<u8>>,
-) -> Result<Option<Arc<StoredImage>>, String> {
-    let Some(bytes) = bytes else {
-        let held = store.open_held(image).map_err(|error| error.to_string())?;
-        // Another tenant's copy must not spare this one the fetch: having the id does not mean being allowed to have the image.
-        return Ok(held.filter(|stored| stored.tenant() == tenant));
-    };
-    let descriptor = Descriptor::decode(&bytes, image).map_err(|error| error.to_string())?;
-    store.open_image(tenant, Arc::new(descriptor)).map(Some).map_err(|error| error.to_string())
 }

@@ -17,6 +17,7 @@ mod link;
 mod memory;
 pub mod mirror;
 mod node_key;
+mod opening;
 mod session;
 mod table;
 #[cfg(test)]

@@ -198,3 +198,30 @@ async fn a_refused_agent_does_not_go_on_alone() {
     assert!(matches!(agent.worker.command().await, WorkerCommand::Assign(_)));
     agent.stop().await.unwrap();
 }
+
+/// Catches a tenant whose function fails on a node for good, because the tenant before has not let go of the same image yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_tenant_waits_until_an_image_is_let_go() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, descriptor) = layout(&folder.path().join("layout"), &[1000]);
+    let mut controller = Controller::start().await;
+    let mut agent = Running::start(&config(&folder.path().join("store"), controller.address)).await;
+    let (mut session, _) = controller.accepted().await;
+    session.command(assign(1, &descriptor, true)).await;
+    let WorkerCommand::Assign(held) = agent.worker.command().await else { panic!() };
+    session.command(drop_function(2)).await;
+    assert!(matches!(agent.worker.command().await, WorkerCommand::Drop { .. }));
+    let v1::command::Command::Assign(mut order) = assign(1, &descriptor, true) else { unreachable!() };
+    let other = FunctionId::new("other", "resize");
+    (order.tenant, order.function_id) = ("other".into(), other.to_vec());
+    session.command(v1::command::Command::Assign(order)).await;
+    // Time enough for the store to say that the image is in use.
+    for _ in 0..5 {
+        session.progress(v1::FunctionState::Waiting).await;
+    }
+    drop(held);
+    agent.worker.tell(WorkerEvent::Dropped { function: function() }).await;
+    let WorkerCommand::Assign(assignment) = agent.worker.command().await else { panic!() };
+    assert_eq!((assignment.function, assignment.stored.unwrap().tenant()), (other, "other"));
+    agent.stop().await.unwrap();
+}

@@ -37,7 +37,8 @@ mod tests {
     /// Catches a part that the signature does not cover.
     #[test]
     fn every_part_is_covered() {
-        let said = Introduction { nonce: &[1, 2], node: NodeId([1; 16]), incarnation: 3, data_address: "10.0.0.1:7410" };
+        let said =
+            Introduction { nonce: &[1, 2], node: NodeId([1; 16]), incarnation: 3, data_address: "10.0.0.1:7410" };
         let others = [
             Introduction { nonce: &[1, 3], ..said },
             Introduction { nonce: &[1], ..said },

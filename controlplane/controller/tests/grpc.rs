@@ -7,15 +7,13 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
+use faasnet_api::SigningKey;
 use faasnet_api::v1::agent_session_client::AgentSessionClient;
 use faasnet_api::v1::command::Command;
 use faasnet_api::v1::event::Event;
-use faasnet_api::SigningKey;
 use faasnet_api::v1::{self, FunctionState};
 use faasnet_controller::{Config, Controller};
-use support::{
-    DEADLINE, FakeAgent, FakeRegistrar, Running, bearer, config, introduce, node_key, token, wait_until,
-};
+use support::{DEADLINE, FakeAgent, FakeRegistrar, Running, bearer, config, introduce, node_key, token, wait_until};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 

@@ -1,6 +1,6 @@
 //! One function: its image, its trees, and who shall be a member.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use faasnet_api::{FunctionId, ImageId, NodeId, Ticket, v1};
 use faasnet_tree::FunctionTrees;
@@ -19,6 +19,8 @@ pub(crate) struct Member {
     pub(crate) joined: (u64, u64),
     /// What its agent was last told on the present stream.
     pub(crate) sent: Option<Sent>,
+    /// From whom it might receive by the plan before that one.
+    pub(crate) sources_before: BTreeSet<NodeId>,
     /// Its permission to fetch, as last signed.
     pub(crate) ticket: Option<Ticket>,
     /// When it was last provisioned, received, fed somebody or was read by its host.
@@ -49,6 +51,18 @@ pub(crate) struct Lease {
 #[derive(Debug)]
 pub(crate) struct Sent {
     pub(crate) stripes: Vec<v1::StripePlan>,
+}
+
+impl Sent {
+    /// From whom a node may receive by this plan.
+    pub(crate) fn sources(&self) -> BTreeSet<NodeId> {
+        let all = self.stripes.iter().flat_map(|plan| plan.upstream.iter().chain(&plan.fallbacks));
+        let node = |upstream: &v1::Upstream| match &upstream.upstream {
+            Some(v1::upstream::Upstream::Node(node)) => NodeId::try_from(&node.node_id[..]).ok(),
+            _ => None,
+        };
+        all.filter_map(node).collect()
+    }
 }
 
 impl Member {

@@ -7,10 +7,11 @@ use std::net::SocketAddr;
 
 use faasnet_api::{FunctionId, NodeId, PublicKey, v1};
 
-use super::State;
 use super::io::{Now, Output, ProbeAnswer, ProbeId, Refusal, SessionId};
+use super::names::check_node_name;
 use super::node::{Liveness, Node};
 use super::records::Key;
+use super::{State, words};
 
 /// The pause between probes of a node whose stream ended: a dying process closes its sockets one after another, so the first probe may
 /// still find the data port open.
@@ -88,7 +89,7 @@ impl State {
         node.key = Some(key);
         node.incarnation = attached.incarnation;
         node.memory_mib = attached.memory_mib;
-        node.version = attached.version;
+        node.version = words::version(&attached.version);
         node.session = Some(session);
         node.liveness = Liveness::Live;
         node.seen(now);
@@ -348,7 +349,7 @@ fn introduce(attached: &v1::Attached) -> Result<Introduction, Refusal> {
     let address: SocketAddr = attached.data_address.parse().map_err(|_| {
         Refusal::invalid(format!(
             "data address {:?} is not IP:port; set the agent's advertise address",
-            attached.data_address
+            words::plain(&attached.data_address, 64)
         ))
     })?;
     if address.ip().is_unspecified() || address.port() == 0 {
@@ -360,5 +361,6 @@ fn introduce(attached: &v1::Attached) -> Result<Introduction, Refusal> {
         Refusal::invalid(format!("{error}; tickets are bound to an agent's key: upgrade the agent"))
     })?;
     let name = if attached.name.is_empty() { id.short() } else { attached.name.clone() };
+    check_node_name(&name)?;
     Ok(Introduction { id, key, address, name })
 }

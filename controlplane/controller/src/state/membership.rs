@@ -75,8 +75,9 @@ impl State {
             let node = nodes_known.get(id).filter(|node| !node.is_dead() && node.is_trusted());
             let member = function.wanted.get(id).filter(|member| !member.failed && member.leaving.is_none());
             let planned = node.filter(|_| member.is_some());
-            let rides = planned.is_some_and(|node| node.pace.level == Level::ReceivesOnly);
             let (in_trees, riding) = (function.trees.contains(id), function.riders.contains_key(id));
+            let rides = planned.is_some_and(|node| node.pace.level == Level::ReceivesOnly)
+                && (riding || function.riders.len() < riding::most(function));
             if (planned.is_some() && !rides, rides) == (in_trees, riding) {
                 continue;
             }
@@ -231,6 +232,10 @@ impl State {
             descriptor: if function.reads_origin(&node) { function.descriptor.clone() } else { Vec::new() },
         };
         if let Some(member) = function.wanted.get_mut(&node) {
+            // Told again what it knows, it keeps the plan before.
+            let before = member.sent.take().filter(|before| before.stripes != stripes);
+            member.sources_before =
+                before.map_or_else(|| std::mem::take(&mut member.sources_before), |before| before.sources());
             member.sent = Some(Sent { stripes });
         }
         self.emit(Output::Send { session, command: v1::command::Command::Assign(assign) });

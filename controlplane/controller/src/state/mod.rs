@@ -35,6 +35,7 @@ mod settings;
 mod tests;
 mod update;
 mod watch;
+mod words;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -57,6 +58,9 @@ use keys::Keyring;
 use leaving::DrainWatch;
 use node::Node;
 use watch::Watch;
+
+/// The longest line in the log.
+const NOTE_BYTES: usize = 2_000;
 
 /// Everything that the controller knows.
 pub struct State {
@@ -134,7 +138,8 @@ impl State {
     }
 
     fn note(&mut self, text: String) {
-        self.emit(Output::Note(text));
+        // Names and reasons in it come from agents and clients.
+        self.emit(Output::Note(words::plain(&text, NOTE_BYTES)));
     }
 
     /// A node as notes name it.

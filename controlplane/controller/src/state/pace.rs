@@ -1,9 +1,12 @@
 //! Stragglers, judged by their edges: what a node's neighbours say about blocks that could flow to or from it and do not.
 //!
 //! A *full* edge is one whose parent has blocks for the child that it does not get rid of. A node is slow to send when all edges to its
-//! children are full, at least two of them, and together they carry much less than the quickest node of the cluster moves. It is slow to
+//! children are full, at least two of them, and together they carry much less than two edges of its function usually do. It is slow to
 //! receive when every edge to it is full while the same parents serve its siblings much faster. One slow child makes one full edge: no
 //! parent is blamed for that. A verdict needs three judgements in a row; it is forgotten after some time or when the agent starts again.
+//!
+//! Rates are what children say of themselves. What is usual is therefore a percentile over the children of one function, each counted
+//! once: a child that says it receives far too much moves nobody but itself, and a quick host makes no slow ones of the others.
 //!
 //! A slow node moves to the lowest inner places of its trees; one below half of the line rate leaves them and only receives, from a
 //! node that has leaves below it.
@@ -85,6 +88,8 @@ const JUDGEMENTS: u8 = 3;
 const FULL_BLOCKS: u32 = 8;
 /// Slower than that, nobody is judged: somebody waits for something else than the network.
 const LEAST_RATE: u64 = 1 << 20;
+/// With fewer children of a function nobody can tell which of them is unusual.
+const CROWD: usize = 3;
 /// Reports older than this say nothing.
 const FRESH_MS: u64 = 2_000;
 
@@ -103,8 +108,16 @@ struct Flows {
     edges: Vec<Flow>,
     by_parent: HashMap<NodeId, Vec<usize>>,
     by_child: HashMap<NodeId, Vec<usize>>,
-    /// What the quickest node of the cluster sends or receives.
-    line_rate: u64,
+    /// What an edge of a function usually carries.
+    usual: HashMap<FunctionId, Usual>,
+}
+
+/// See [`Flows::usual`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Usual {
+    bytes_per_second: u64,
+    /// Enough children to compare one with the others.
+    crowd: bool,
 }
 
 impl State {
@@ -122,9 +135,6 @@ impl State {
             return;
         }
         let flows = Flows::new(edges);
-        if flows.line_rate < LEAST_RATE {
-            return;
-        }
         let (slow, only) = (self.settings.slow_percent, self.settings.receive_only_percent);
         let judged: BTreeSet<NodeId> = flows.by_parent.keys().chain(flows.by_child.keys()).copied().collect();
         for id in judged {
@@ -169,6 +179,11 @@ impl State {
                 true => self.demote(now, function, id),
                 false => drop(self.align_trees(now, function, &[id])),
             }
+            let refused = self.functions.get(&function).is_some_and(|function| function.trees.contains(&id));
+            if refused && self.nodes.get(&id).is_some_and(|node| node.pace.level == Level::ReceivesOnly) {
+                // There are riders enough: at least it shall hold up few.
+                self.demote(now, function, id);
+            }
         }
     }
 }
@@ -180,9 +195,13 @@ impl Flows {
             by_parent.entry(edge.parent).or_default().push(index);
             by_child.entry(edge.child).or_default().push(index);
         }
-        let total = |indices: &Vec<usize>| indices.iter().map(|index| edges[*index].bytes_per_second).sum::<u64>();
-        let line_rate = by_parent.values().chain(by_child.values()).map(total).max().unwrap_or(0);
-        Self { edges, by_parent, by_child, line_rate }
+        let mut children: HashMap<FunctionId, HashMap<NodeId, u64>> = HashMap::new();
+        for edge in &edges {
+            let best = children.entry(edge.function).or_default().entry(edge.child).or_default();
+            *best = edge.bytes_per_second.max(*best);
+        }
+        let usual = children.into_iter().map(|(function, best)| (function, usual(best.into_values().collect())));
+        Self { usual: usual.collect(), edges, by_parent, by_child }
     }
 
     /// How a node's rate compares with what its edges could carry; `None`: they say nothing about it.
@@ -193,14 +212,18 @@ impl Flows {
 
     fn sending_percent(&self, node: &NodeId) -> Option<u64> {
         let edges = self.by_parent.get(node).filter(|edges| edges.len() >= 2)?;
-        let sent: u64 = edges.iter().map(|index| self.edges[*index].bytes_per_second).sum();
-        let full = edges.iter().all(|index| self.edges[*index].full);
-        full.then(|| sent * 100 / self.line_rate)
+        let edges = || edges.iter().map(|index| &self.edges[*index]);
+        let usual =
+            edges().filter_map(|edge| self.usual.get(&edge.function)).map(|usual| usual.bytes_per_second).max()?;
+        // Two children are what every policy gives; a third shares what the two would have.
+        let line_rate = usual.saturating_mul(2);
+        (edges().all(|edge| edge.full) && line_rate >= LEAST_RATE)
+            .then(|| percent(edges().map(|edge| edge.bytes_per_second), line_rate))
     }
 
     fn receiving_percent(&self, node: &NodeId) -> Option<u64> {
         let edges = self.by_child.get(node)?;
-        let (mut received, mut expected) = (0, 0);
+        let (mut received, mut expected) = (Vec::new(), 0u64);
         for edge in edges.iter().map(|index| &self.edges[*index]) {
             let siblings = self.by_parent.get(&edge.parent).into_iter().flatten().map(|index| &self.edges[*index]);
             let same = |other: &&Flow| (other.function, other.stripe) == (edge.function, edge.stripe);
@@ -210,11 +233,27 @@ impl Flows {
             }
             // An only child cannot be compared.
             let Some(fair) = sibling.map(|other| other.bytes_per_second).max() else { continue };
-            received += edge.bytes_per_second;
-            expected += fair;
+            let usual = self.usual.get(&edge.function).filter(|usual| usual.crowd);
+            let fair = usual.map_or(fair, |usual| fair.min(usual.bytes_per_second));
+            received.push(edge.bytes_per_second);
+            expected = expected.saturating_add(fair);
         }
-        (expected > 0).then(|| received * 100 / expected)
+        (expected >= LEAST_RATE / 2).then(|| percent(received.into_iter(), expected))
     }
+}
+
+/// How much of `whole` the parts are.
+fn percent(parts: impl Iterator<Item = u64>, whole: u64) -> u64 {
+    let sum: u128 = parts.map(u128::from).sum();
+    u64::try_from(sum * 100 / u128::from(whole.max(1))).unwrap_or(u64::MAX)
+}
+
+/// What three of four children stay below, of those that receive at all. Among few, the best one never sets it.
+fn usual(mut best: Vec<u64>) -> Usual {
+    best.retain(|rate| *rate > 0);
+    best.sort_unstable();
+    let at = best.len().saturating_sub(1) * 3 / 4;
+    Usual { bytes_per_second: best.get(at).copied().unwrap_or(0), crowd: best.len() >= CROWD }
 }
 
 /// The edges of a function along which blocks are still to pass, as both of their ends report them.

@@ -13,7 +13,9 @@ use super::State;
 use super::function::{Function, Leaving, Member};
 use super::io::Now;
 use super::keys::Keyring;
+use super::names::is_node_name;
 use super::node::{Liveness, Node};
+use super::quarantine::Blame;
 use super::settings::Settings;
 use super::update::NextImage;
 
@@ -220,12 +222,13 @@ impl State {
 
 fn restore_node(id: NodeId, record: NodeRecord, now: Now) -> Node {
     let mut node = Node::new(id, record.address, now.ms);
-    node.name = record.name;
+    // An earlier version took any name.
+    node.name = Some(record.name).filter(|name| is_node_name(name)).unwrap_or_else(|| id.short());
     node.incarnation = record.incarnation;
     node.memory_mib = record.memory_mib;
     node.version = record.version;
     node.draining = record.draining;
-    node.blame.quarantine = Some(record.quarantine).filter(|why| !why.is_empty());
+    node.blame = Blame::restore(record.quarantine);
     // An earlier version did not keep it.
     node.last_seen_unix_s = if record.last_seen_unix_s == 0 { now.unix_s } else { record.last_seen_unix_s };
     if record.dead {

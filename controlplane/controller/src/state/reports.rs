@@ -5,15 +5,16 @@ use faasnet_api::{FunctionId, ImageId, NodeId, v1};
 use super::io::{Now, Output, Refusal, SessionId};
 use super::names::function_name;
 use super::records::Key;
-use super::{State, rates};
+use super::{State, rates, words};
 
 /// Terms and epochs above this are not taken from an agent. Far above what counting from one can reach, far below the end of the range.
 const LATEST: u64 = 1 << 60;
 
 impl State {
-    pub(super) fn heard(&mut self, now: Now, session: SessionId, event: v1::event::Event) {
+    pub(super) fn heard(&mut self, now: Now, session: SessionId, mut event: v1::event::Event) {
         let Some(&node) = self.sessions.get(&session) else { return };
         self.seen(now, node);
+        words::tame(&mut event);
         match event {
             v1::event::Event::Attached(_) => {
                 let refusal = Refusal::invalid("an agent attaches once per stream");

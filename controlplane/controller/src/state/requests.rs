@@ -224,6 +224,9 @@ impl State {
 
     /// The node that a name or a hexadecimal id means.
     pub(super) fn resolve_node(&self, name: &str) -> Result<NodeId, Refusal> {
+        if let Some(id) = name.parse().ok().filter(|id| self.nodes.contains_key(id)) {
+            return Ok(id);
+        }
         let called = self.names.get(name).and_then(|id| self.nodes.get(id));
         if let Some(node) = called.filter(|node| node.name == name && !node.is_dead()) {
             return Ok(node.id);
@@ -233,9 +236,6 @@ impl State {
     }
 
     fn resolve_one(&self, name: &str, named: &[&super::node::Node]) -> Result<NodeId, Refusal> {
-        if let Some(id) = name.parse().ok().filter(|id| self.nodes.contains_key(id)) {
-            return Ok(id);
-        }
         // A host whose store was emptied comes back under the same name with a new id: the one that is there is meant.
         let there: Vec<_> = named.iter().filter(|node| !node.is_dead()).collect();
         match (named, there.as_slice()) {

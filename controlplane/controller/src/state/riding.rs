@@ -10,6 +10,14 @@ use faasnet_tree::Edge;
 use super::function::Function;
 use super::node::Node;
 
+/// One rider for so many members, and always one: every rider is a third child of somebody, and the others have to feed all of them.
+const MEMBERS_PER_RIDER: usize = 4;
+
+/// How many riders a function may have.
+pub(super) fn most(function: &Function) -> usize {
+    (function.wanted.len() / MEMBERS_PER_RIDER).max(1)
+}
+
 /// Gives every rider a host in each stripe, keeping those that can stay. Without anybody else in the trees a rider has to lead them.
 /// Answers whose plan that changes.
 pub(super) fn host_riders(

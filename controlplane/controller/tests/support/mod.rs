@@ -14,7 +14,9 @@ use faasnet_api::v1::agent_session_client::AgentSessionClient;
 use faasnet_api::v1::command::Command;
 use faasnet_api::v1::control_client::ControlClient;
 use faasnet_api::v1::event::Event;
-use faasnet_api::{BLOCK_BYTES, BlockDigest, ClusterSecret, Descriptor, Entry, Introduction, NodeId, Origin, SigningKey, v1};
+use faasnet_api::{
+    BLOCK_BYTES, BlockDigest, ClusterSecret, Descriptor, Entry, Introduction, NodeId, Origin, SigningKey, v1,
+};
 use faasnet_controller::{Config, Controller, Progress, Registered, Registrar, Registration};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};

@@ -1,5 +1,6 @@
 //! Tests of the state machine against a small world of pretended agents.
 
+mod blame;
 mod capacity;
 mod figures;
 mod going;

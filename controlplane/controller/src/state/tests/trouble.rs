@@ -301,13 +301,18 @@ fn strange_agents_are_turned_away() {
         node_id: node(0).to_vec(),
         incarnation: 5,
         data_address: "10.0.0.0:7410".into(),
+        public_key: super::world::node_key(0).to_vec(),
         ..Default::default()
     };
-    let changes: [fn(&mut v1::Attached); 4] = [
+    let changes: [fn(&mut v1::Attached); 7] = [
         |attached| attached.node_id = vec![1],
         |attached| attached.data_address = "nowhere".into(),
         |attached| attached.data_address = "0.0.0.0:7410".into(),
         |attached| attached.data_address = "10.0.0.1:0".into(),
+        |attached| attached.public_key = Vec::new(),
+        // Whoever asks for that node by its id would be given this one; a line of the log would be forged.
+        |attached| attached.name = node(7).to_string(),
+        |attached| attached.name = "n1\nnode n2 is dead".into(),
     ];
     for change in changes {
         let mut attached = good.clone();
@@ -317,7 +322,10 @@ fn strange_agents_are_turned_away() {
         assert!(matches!(&outputs[..], [Output::Close { .. }]), "{outputs:?}");
     }
     let session = SessionId(100);
-    world.state.handle(world.now, Input::Attached { session, attached: good.clone().into() });
+    let long = v1::Attached { version: "1\n".repeat(1 << 20), ..good.clone() };
+    world.state.handle(world.now, Input::Attached { session, attached: long.into() });
+    let info = world.state.nodes[&node(0)].info(world.now);
+    assert!(info.incarnation == 5 && info.version.len() < 100 && !info.version.contains('\n'), "{}", info.version);
     let older = v1::Attached { incarnation: 4, ..good };
     let outputs = world.state.handle(world.now, Input::Attached { session: SessionId(101), attached: older.into() });
     assert!(matches!(&outputs[..], [Output::Close { .. }]), "{outputs:?}");

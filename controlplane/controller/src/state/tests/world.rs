@@ -375,6 +375,35 @@ impl World {
         self.hear(reporter, Event::EdgeFailed(failed));
     }
 
+    /// From whom a node may receive by what it was told.
+    pub(super) fn sources(&self, n: u32) -> Vec<u32> {
+        let stripes = self.agents[&node(n)].assigned[&function("f")].stripes.clone();
+        let sources = function::Sent { stripes }.sources();
+        sources.into_iter().map(|id| u32::from_be_bytes(id.0[..4].try_into().unwrap())).collect()
+    }
+
+    /// A node reports that it receives from `upstreams` and serves `downstreams`, whatever the plan says.
+    pub(super) fn names(&mut self, n: u32, upstreams: &[u32], downstreams: &[u32]) {
+        let told = &self.state.functions[&function("f")];
+        let used = |n: &u32| v1::UpstreamUse { node_id: node(*n).to_vec(), ..Default::default() };
+        let serves = |n: &u32| v1::DownstreamUse { node_id: node(*n).to_vec(), ..Default::default() };
+        let row = v1::FunctionProgress {
+            function_id: told.id.to_vec(),
+            image_id: told.image.to_vec(),
+            term: self.state.term,
+            epoch: told.epoch,
+            state: v1::FunctionState::Fetching.into(),
+            upstreams: upstreams.iter().map(used).collect(),
+            downstreams: downstreams.iter().map(serves).collect(),
+            ..Default::default()
+        };
+        self.hear(n, Event::Heartbeat(v1::Heartbeat { functions: vec![row] }));
+    }
+
+    pub(super) fn is_trusted(&self, n: u32) -> bool {
+        self.state.nodes[&node(n)].is_trusted()
+    }
+
     pub(super) fn release(&mut self, name: &str, nodes: &[u32]) -> Result<u32, Refusal> {
         let nodes = nodes.iter().map(|n| format!("n{n}")).collect();
         match self.ask(Ask::Release(v1::ReleaseRequest {

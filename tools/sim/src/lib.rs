@@ -23,6 +23,7 @@ mod provision;
 mod random;
 mod reparenting;
 mod scenario;
+mod sessions;
 mod stripe;
 #[cfg(test)]
 mod tests;

@@ -53,3 +53,27 @@ impl Interceptor for Gate {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Catches a gate that lets strangers in by their address, and one that keeps out who shows a certificate, off this machine too; agents
+    /// need the secret in any case.
+    #[test]
+    fn off_this_machine_a_certificate_or_the_token_is_needed() {
+        let secret = ClusterSecret::new(b"0123456789abcdef");
+        let token = secret.rpc_token().to_string();
+        let (here, mapped, there) = ("127.0.0.1", "::ffff:127.0.0.1", "192.0.2.7");
+        let (clients, agents) = (Gate::open_on_loopback(secret.clone()), Gate::closed(secret));
+        let admits = |gate: &Gate, caller: &str, token: Option<&str>, certified| {
+            gate.admit(caller.parse().unwrap(), token, certified).is_ok()
+        };
+        assert!(!admits(&clients, there, None, false));
+        assert!(admits(&clients, there, None, true));
+        assert!(admits(&clients, there, Some(&token), false));
+        assert!(!admits(&clients, there, Some("another"), true), "a wrong token is not passed over");
+        assert!(admits(&clients, here, None, false) && admits(&clients, mapped, None, false));
+        assert!(!admits(&agents, here, None, true) && admits(&agents, there, Some(&token), false));
+    }
+}

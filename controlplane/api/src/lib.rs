@@ -13,6 +13,7 @@ mod introduction;
 mod json;
 #[cfg(feature = "keys")]
 pub mod keys;
+mod node_name;
 mod secret;
 pub mod ticket;
 #[cfg(feature = "rpc")]
@@ -25,6 +26,7 @@ pub use ids::{FunctionId, IdError, ImageId, KeyId, NodeId, PublicKey, TenantId};
 pub use introduction::Introduction;
 #[cfg(feature = "keys")]
 pub use keys::{KeySet, SigningKey, TicketKey};
+pub use node_name::{NODE_NAME_RULE, is_node_name};
 pub use secret::ClusterSecret;
 pub use ticket::{Claims, Ticket, TicketError};
 pub use verify::{BlockDigest, Verify};

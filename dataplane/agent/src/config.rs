@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use faasnet_api::tls::ClientFiles;
-use faasnet_api::{ClusterSecret, Verify};
+use faasnet_api::{ClusterSecret, NODE_NAME_RULE, Verify, is_node_name};
 use faasnet_relay::plan::Patience;
 use faasnet_ring::{DriverOptions, SocketOptions};
 use faasnet_store::{StoreOptions, WriteMode};
@@ -313,8 +313,7 @@ impl Config {
     }
 
     fn validate_names(&self) -> Result<(), ConfigError> {
-        let fits = !self.name.is_empty() && self.name.len() <= 64 && self.name.chars().all(|c| c.is_ascii_graphic());
-        ensure(fits, "name", || format!("{:?} is not 1 to 64 printable characters without spaces", self.name))?;
+        ensure(is_node_name(&self.name), "name", || format!("{:?} is not {NODE_NAME_RULE}", self.name))?;
         ensure(!self.store_dir.as_os_str().is_empty(), "store_dir", || "is empty; name a folder".into())
     }
 
@@ -438,8 +437,9 @@ fn millis(duration: Duration) -> u64 {
 
 fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let name = name.trim();
-    if name.is_empty() { "agent".into() } else { name.into() }
+    let plain = |char: char| if char.is_ascii_alphanumeric() || "._-".contains(char) { char } else { '-' };
+    let name: String = name.trim().chars().map(plain).collect();
+    if name.is_empty() { "agent".into() } else { name }
 }
 
 fn host_memory_mib() -> Option<u64> {
@@ -535,7 +535,9 @@ mod tests {
         assert!(problem(Config { rate_limit_mbit: Some(0), ..valid() }).contains("rate_limit_mbit"));
         assert!(problem(Config { sqpoll_idle_ms: Some(0), ..valid() }).contains("sqpoll_idle_ms"));
         assert!(problem(Config { busy_poll_us: Some(0), ..valid() }).contains("busy_poll_us"));
-        assert!(problem(Config { name: "a b".into(), ..valid() }).contains("name"));
+        for name in ["a b", "a/b", "0123456789abcdef0123456789abcdef"] {
+            assert!(problem(Config { name: name.into(), ..valid() }).contains("name"));
+        }
         assert!(problem(Config { store_quota_bytes: Some(1), ..valid() }).contains("store_quota_bytes"));
     }
 }

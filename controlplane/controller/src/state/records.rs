@@ -5,19 +5,18 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use faasnet_api::{Descriptor, DescriptorError, FunctionId, ImageId, NodeId, PublicKey};
+use faasnet_api::{Descriptor, DescriptorError, FunctionId, ImageId, NodeId, PublicKey, is_node_name};
 use faasnet_tree::{FunctionTrees, Order, Policy};
 use serde::{Deserialize, Serialize};
 
-use super::State;
 use super::function::{Function, Leaving, Member};
 use super::io::Now;
 use super::keys::Keyring;
-use super::names::is_node_name;
 use super::node::{Liveness, Node};
 use super::quarantine::Blame;
 use super::settings::Settings;
 use super::update::NextImage;
+use super::{State, words};
 
 /// What a record is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -226,7 +225,7 @@ fn restore_node(id: NodeId, record: NodeRecord, now: Now) -> Node {
     node.name = Some(record.name).filter(|name| is_node_name(name)).unwrap_or_else(|| id.short());
     node.incarnation = record.incarnation;
     node.memory_mib = record.memory_mib;
-    node.version = record.version;
+    node.version = words::version(&record.version);
     node.draining = record.draining;
     node.blame = Blame::restore(record.quarantine);
     // An earlier version did not keep it.

@@ -1,4 +1,4 @@
-//! kill -9 of the controller, again and again, while clients create, provision and remove: what it acknowledged is there afterwards.
+//! kill -9 of the controller, again and again, while clients create, provision, scale and remove: what it acknowledged is there afterwards.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -24,6 +24,8 @@ enum Known {
     Present,
     /// Provisioned on both nodes, and acknowledged.
     Provisioned,
+    /// Brought down to one node, and acknowledged; the other one may still be on its way out.
+    Scaled,
     /// The controller died before it answered: any of what it was and what it was to be.
     Unanswered,
 }
@@ -71,7 +73,14 @@ async fn step(control: &mut Control, reference: &str, index: u64, known: Known) 
                 None => Err(tonic::Status::unavailable("the answer broke off")),
             }
         }
-        Known::Provisioned => {
+        Known::Provisioned if index % 2 == 1 => {
+            let request = v1::ScaleRequest { tenant, function, count: 1 };
+            match control.scale(request).await?.into_inner().next().await {
+                Some(first) => first.map(|_| Known::Scaled),
+                None => Err(tonic::Status::unavailable("the answer broke off")),
+            }
+        }
+        Known::Provisioned | Known::Scaled => {
             control.remove_function(v1::RemoveFunctionRequest { tenant, function }).await?;
             Ok(Known::Absent)
         }
@@ -104,10 +113,12 @@ async fn check(lab: &Lab, known: &mut BTreeMap<u64, Known>) -> u64 {
     let reply = control.list_functions(v1::ListFunctionsRequest {}).await.unwrap().into_inner();
     for index in 0..FUNCTIONS {
         let found = reply.functions.iter().find(|function| function.function == name(index));
-        let found = match found.map(|function| function.nodes) {
+        let found = match found.map(|function| (function.nodes, function.count)) {
             None => Known::Absent,
-            Some(0) => Known::Present,
-            Some(_) => Known::Provisioned,
+            Some((0, 0)) => Known::Present,
+            Some((2, 2)) => Known::Provisioned,
+            Some((1 | 2, 1)) => Known::Scaled,
+            Some((nodes, count)) => panic!("f{index} shall be on {count} nodes and is on {nodes}: half of a commit"),
         };
         let told = known.get(&index).copied().unwrap_or(Known::Absent);
         assert!(told == Known::Unanswered || told == found, "f{index} was acknowledged as {told:?} and is {found:?}");

@@ -71,6 +71,8 @@ pub struct Config {
     pub forget_dead_ms: u64,
     /// How often a client that provisions hears of changes.
     pub progress_ms: u64,
+    /// A tag that runtimes ask for is resolved at its registry at most this often, where mirrors register what they do not know.
+    pub tag_ttl_ms: u64,
     /// Commands that may wait for one agent; one that takes them more slowly is disconnected and gets the present state when it is back.
     pub commands_per_agent: usize,
 }
@@ -102,6 +104,7 @@ impl Default for Config {
             origin_lease_ms: 30_000,
             forget_dead_ms: 24 * 3600 * 1000,
             progress_ms: 200,
+            tag_ttl_ms: 60_000,
             commands_per_agent: 256,
         }
     }
@@ -132,6 +135,7 @@ impl fmt::Debug for Config {
             .field("origin_lease_ms", &self.origin_lease_ms)
             .field("forget_dead_ms", &self.forget_dead_ms)
             .field("progress_ms", &self.progress_ms)
+            .field("tag_ttl_ms", &self.tag_ttl_ms)
             .field("commands_per_agent", &self.commands_per_agent)
             .finish()
     }

@@ -25,6 +25,7 @@ use crate::shell::agents::Agents;
 use crate::shell::clients::Clients;
 use crate::shell::gate::Gate;
 use crate::shell::owner::{Handle, Owner, now};
+use crate::shell::wishes::Wishes;
 use crate::state::{Key, State};
 use crate::store::{RedbStore, StateStore};
 
@@ -44,6 +45,7 @@ pub struct Controller {
     secret: ClusterSecret,
     registrar: Arc<dyn Registrar>,
     commands_per_agent: usize,
+    tag_ttl: Duration,
     server: Server,
 }
 
@@ -83,7 +85,8 @@ impl Controller {
         }
         let (owner, handle) = Owner::new(state, store, clock, Duration::from_millis(config.probe_timeout_ms));
         let commands_per_agent = config.commands_per_agent;
-        Ok(Self { listener, local_addr, http, owner, handle, secret, registrar, commands_per_agent, server })
+        let tag_ttl = Duration::from_millis(config.tag_ttl_ms);
+        Ok(Self { listener, local_addr, http, owner, handle, secret, registrar, commands_per_agent, tag_ttl, server })
     }
 
     /// Where it listens; the real port when the configured one was 0.
@@ -100,7 +103,8 @@ impl Controller {
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
         let stop = CancellationToken::new();
         let mut owner = tokio::spawn(self.owner.run(stop.clone()));
-        let agents = Agents { owner: self.handle.clone(), queue: self.commands_per_agent, stop: stop.clone() };
+        let wishes = Wishes::new(self.handle.clone(), self.registrar.clone(), self.tag_ttl);
+        let agents = Agents { owner: self.handle.clone(), queue: self.commands_per_agent, wishes, stop: stop.clone() };
         let clients = Clients { owner: self.handle, registrar: self.registrar, stop: stop.clone() };
         let gate = Gate::open_on_loopback(self.secret.clone());
         let (health_reporter, health) = tonic_health::server::health_reporter();

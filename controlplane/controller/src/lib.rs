@@ -16,5 +16,5 @@ mod store;
 
 pub use config::Config;
 pub use daemon::Controller;
-pub use registrar::{ImageRegistrar, Progress, Registered, Registrar, Registration};
+pub use registrar::{ImageRegistrar, Progress, Registered, Registrar, Registration, Resolved};
 pub use store::{Contents, ImportError, RedbStore, StateStore, StoreError, export, import};

@@ -23,10 +23,16 @@ pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Send + Sync);
 /// A descriptor on its way, or why there is none, for people.
 pub type Registered<'a> = Pin<Box<dyn Future<Output = Result<Descriptor, String>> + Send + 'a>>;
 
+/// The digest of a manifest on its way.
+pub type Resolved<'a> = Pin<Box<dyn Future<Output = Result<String, String>> + Send + 'a>>;
+
 /// Reads images once and makes descriptors of them.
 pub trait Registrar: Send + Sync + 'static {
     /// Reads an image and checks every digest.
     fn register<'a>(&'a self, registration: Registration, progress: Progress<'a>) -> Registered<'a>;
+
+    /// The digest of the manifest that the reference stands for now, on its platform.
+    fn resolve(&self, registration: Registration) -> Resolved<'_>;
 }
 
 /// The real one.
@@ -34,14 +40,19 @@ pub struct ImageRegistrar;
 
 impl Registrar for ImageRegistrar {
     fn register<'a>(&'a self, registration: Registration, progress: Progress<'a>) -> Registered<'a> {
-        let request = RegisterRequest {
-            reference: registration.reference,
-            platform: registration.platform,
-            plain_http: registration.plain_http,
-            block_bytes: BLOCK_BYTES,
-        };
+        let request = request(registration);
         Box::pin(async move { faasnet_image::register(request, progress).await.map_err(|error| chain(&error)) })
     }
+
+    fn resolve(&self, registration: Registration) -> Resolved<'_> {
+        let request = request(registration);
+        Box::pin(async move { faasnet_image::resolve_digest(&request).await.map_err(|error| chain(&error)) })
+    }
+}
+
+fn request(registration: Registration) -> RegisterRequest {
+    let Registration { reference, platform, plain_http } = registration;
+    RegisterRequest { reference, platform, plain_http, block_bytes: BLOCK_BYTES }
 }
 
 /// An error and its causes in one line; a cause that its error repeats is said once.

@@ -22,4 +22,4 @@ pub use error::RegisterError;
 pub use export::{ExportError, LayoutImage, write_layout, write_layout_image};
 pub use inspect::{BlobSummary, ImageSummary, InspectRequest, inspect};
 pub use platform::Platform;
-pub use register::{RegisterRequest, register};
+pub use register::{RegisterRequest, register, resolve_digest};

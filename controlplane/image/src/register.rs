@@ -69,6 +69,12 @@ pub async fn register(
     .map_err(describe)
 }
 
+/// The digest of the manifest that `register` would read now; reads documents only.
+pub async fn resolve_digest(request: &RegisterRequest) -> Result<String, RegisterError> {
+    let platform = request.platform.as_deref().map(str::parse::<Platform>).transpose()?;
+    Ok(resolve::resolve(&request.reference, platform.as_ref(), request.plain_http).await?.manifest.digest)
+}
+
 /// Config first, then the layers in order, each digest once.
 fn entries(reference: &str, image: &ImageManifest) -> Result<Vec<Entry>, RegisterError> {
     let mut lengths: HashMap<&str, u64> = HashMap::new();

@@ -3,6 +3,8 @@
 //! Owned by one `Registry`, so there is one scope and one current permission. Secrets leave only in `Authorization` headers
 //! to the registry itself (Basic, Bearer) and to its token realm (Basic).
 
+use std::ffi::OsString;
+
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use reqwest::{Method, Response, Url};
 use serde::Deserialize;
@@ -21,6 +23,7 @@ pub(crate) struct Auth {
     base: Url,
     repository: String,
     lookup: Lookup,
+    helper_path: Option<OsString>,
     current: Mutex<Option<HeaderValue>>,
 }
 
@@ -31,8 +34,8 @@ struct TokenReply {
 }
 
 impl Auth {
-    pub(crate) fn new(base: Url, repository: String, lookup: Lookup) -> Self {
-        Self { base, repository, lookup, current: Mutex::new(None) }
+    pub(crate) fn new(base: Url, repository: String, lookup: Lookup, helper_path: Option<OsString>) -> Self {
+        Self { base, repository, lookup, helper_path, current: Mutex::new(None) }
     }
 
     /// What to send with the next request to the registry.
@@ -54,7 +57,7 @@ impl Auth {
         *current = None;
         let challenges = response.headers().get_all(WWW_AUTHENTICATE).iter();
         let challenges: Vec<_> = challenges.filter_map(|line| line.to_str().ok()).flat_map(challenge::parse).collect();
-        let header = self.answer(http, &challenges, response, refused.is_some()).await?;
+        let header = self.answer(http, &challenges, response, refused).await?;
         *current = Some(header.clone());
         Ok(header)
     }
@@ -64,28 +67,31 @@ impl Auth {
         http: &Http,
         challenges: &[Challenge],
         response: &Response,
-        tried: bool,
+        refused: Option<&HeaderValue>,
     ) -> Result<HeaderValue, Error> {
         let of = |scheme: &str| challenges.iter().find(|challenge| challenge.scheme == scheme);
+        let lookup = self.lookup.ask(self.helper_path.as_deref()).await;
         if let Some(bearer) = of("bearer") {
-            return secret(format!("Bearer {}", self.token(http, bearer).await?));
+            return secret(format!("Bearer {}", self.token(http, bearer, &lookup).await?));
         }
-        match (&self.lookup, of("basic")) {
-            // Credentials that were just refused are not worth a second try.
-            (Lookup::Found(credentials), Some(_)) if !tried => secret(credentials.basic()),
-            _ => Err(self.denied(response.url(), response.status().as_u16())),
+        match (&lookup, of("basic")) {
+            // Credentials that were just refused are not worth a second try; a helper may have new ones.
+            (Lookup::Found(credentials), Some(_)) if refused.is_none_or(|old| *old != credentials.basic()) => {
+                secret(credentials.basic())
+            }
+            _ => Err(self.denied_with(&lookup, response.url(), response.status().as_u16())),
         }
     }
 
-    async fn token(&self, http: &Http, bearer: &Challenge) -> Result<String, Error> {
+    async fn token(&self, http: &Http, bearer: &Challenge, lookup: &Lookup) -> Result<String, Error> {
         let url = self.token_url(bearer)?;
         let mut headers = HeaderMap::new();
-        if let Lookup::Found(credentials) = &self.lookup {
+        if let Lookup::Found(credentials) = lookup {
             headers.insert(AUTHORIZATION, secret(Credentials::basic(credentials))?);
         }
         let response = http.send(Method::GET, &url, headers).await?;
         if matches!(response.status().as_u16(), 400 | 401 | 403 | 404) {
-            return Err(self.denied(&url, response.status().as_u16()));
+            return Err(self.denied_with(lookup, &url, response.status().as_u16()));
         }
         if !response.status().is_success() {
             return Err(registry::status_error(&response));
@@ -120,17 +126,21 @@ impl Auth {
 
     /// The error after everything was tried, with the next step.
     pub(crate) fn denied(&self, url: &Url, status: u16) -> Error {
+        self.denied_with(&self.lookup, url, status)
+    }
+
+    fn denied_with(&self, lookup: &Lookup, url: &Url, status: u16) -> Error {
         let registry = self.base.host_str().unwrap_or_default();
         let port = self.base.port().map(|port| format!(":{port}")).unwrap_or_default();
-        let hint = match &self.lookup {
-            Lookup::Found(_) => {
-                "the user name and password in Docker's config.json are wrong or may not pull this repository".into()
+        let hint = match lookup {
+            Lookup::Found(_) | Lookup::Helper(_) => {
+                "the user name and password of Docker's config.json, or of its credential helper, are wrong or may not pull this repository".into()
             }
             Lookup::None => format!(
                 "the repository is private or does not exist; log in with `docker login {registry}{port}`, or name another folder with DOCKER_CONFIG"
             ),
             Lookup::Unusable(text) => {
-                format!("{text}, which faasnet does not use; put user name and password into its `auths`")
+                format!("{text}; put user name and password into the `auths` of Docker's config.json")
             }
         };
         Error::Denied { url: http::shown(url), status, hint }

@@ -1,14 +1,17 @@
-//! User names and passwords for registries, from Docker's configuration file.
+//! User names and passwords for registries, from Docker's configuration file and the credential helpers that it names.
 //!
-//! Read once per source. The secrets stay in this process: `Debug` does not print them and no error holds them.
+//! The file is read once per source; a helper is asked whenever a registry wants a new permission. The secrets stay in this process: `Debug` does not print them and no error holds them.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
+
+use crate::helper::Helper;
 
 /// A user name and password.
 #[derive(Clone, PartialEq, Eq)]
@@ -34,6 +37,8 @@ impl Credentials {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Lookup {
     Found(Credentials),
+    /// A program knows.
+    Helper(Helper),
     /// Nothing about this registry.
     None,
     /// Something that we cannot use; the text says what.
@@ -82,6 +87,16 @@ pub(crate) fn look_up(path: Option<&Path>, registry: &str) -> Lookup {
     }
 }
 
+impl Lookup {
+    /// The same, with a helper's answer in place of the helper.
+    pub(crate) async fn ask(&self, helper_path: Option<&OsStr>) -> Self {
+        match self {
+            Self::Helper(helper) => helper.ask(helper_path).await,
+            other => other.clone(),
+        }
+    }
+}
+
 impl ConfigFile {
     fn look_up(&self, path: &Path, registry: &str) -> Lookup {
         let wanted = canonical(registry);
@@ -91,12 +106,23 @@ impl ConfigFile {
                 return Lookup::Found(credentials);
             }
             if auth.identitytoken.is_some() {
-                return Lookup::Unusable(format!("{} holds only an identity token for it", path.display()));
+                return Lookup::Unusable(format!(
+                    "{} holds only an identity token for it, which faasnet does not use",
+                    path.display()
+                ));
             }
         }
         let helper = self.cred_helpers.iter().find(|(key, _)| canonical(key) == wanted).map(|(_, helper)| helper);
-        match helper.or(self.creds_store.as_ref().filter(|_| found.is_some())) {
-            Some(helper) => Lookup::Unusable(format!("{} points to the credential helper {helper:?}", path.display())),
+        match helper.or(self.creds_store.as_ref()) {
+            Some(name) => Helper::new(name, wanted).map_or_else(
+                || {
+                    Lookup::Unusable(format!(
+                        "{} names the credential helper {name:?}, which cannot be",
+                        path.display()
+                    ))
+                },
+                Lookup::Helper,
+            ),
             None => Lookup::None,
         }
     }
@@ -126,6 +152,7 @@ fn canonical(key: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::helper::Helper;
 
     fn look_up_in(json: &str, registry: &str) -> Lookup {
         let folder = tempfile::tempdir().unwrap();
@@ -157,14 +184,21 @@ mod tests {
         for json in [
             r#"{"auths": {"r": {"auth": "s3cret"#,
             r#"{"auths": {"r": {"identitytoken": "s3cret"}}}"#,
-            r#"{"credHelpers": {"r": "ecr-login"}}"#,
-            r#"{"auths": {"r": {}}, "credsStore": "desktop"}"#,
+            r#"{"credHelpers": {"r": "../s/x"}}"#,
+            r#"{"credsStore": ""}"#,
         ] {
             match look_up_in(json, "r") {
                 Lookup::Unusable(text) => assert!(!text.contains("s3cret"), "{text}"),
                 other => panic!("{json}: {other:?}"),
             }
         }
+        let helper = |name| Lookup::Helper(Helper::new(name, "r").unwrap());
+        let stored = r#"{"auths": {"r": {}}, "credsStore": "desktop", "credHelpers": {"other": "ecr-login"}}"#;
+        assert_eq!(look_up_in(stored, "r"), helper("desktop"));
+        assert_eq!(
+            look_up_in(r#"{"credHelpers": {"r": "ecr-login"}, "credsStore": "desktop"}"#, "r"),
+            helper("ecr-login")
+        );
         let found = look_up_in(r#"{"auths": {"r": {"username": "me", "password": "s3cret"}}}"#, "r");
         assert!(!format!("{found:?}").contains("s3cret"));
         assert_eq!(look_up(Some(Path::new("/nonexistent/config.json")), "r"), Lookup::None);

@@ -12,6 +12,7 @@ mod challenge;
 mod credentials;
 pub mod digest;
 mod error;
+mod helper;
 mod http;
 mod layout;
 pub mod manifest;

@@ -1,5 +1,6 @@
 //! How a source reads: TLS authorities, credentials, timeouts and patience.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -14,6 +15,8 @@ pub struct SourceOptions {
     pub ca_file: Option<PathBuf>,
     /// Docker's `config.json`. Default: `$DOCKER_CONFIG/config.json` or `~/.docker/config.json`.
     pub credentials_file: Option<PathBuf>,
+    /// Where the credential helpers that it names are searched. Default: `$PATH`.
+    pub helper_path: Option<OsString>,
     /// Longest wait for a connection.
     pub connect_timeout: Duration,
     /// Longest wait for the next byte, of an answer's head or body.
@@ -28,6 +31,7 @@ impl Default for SourceOptions {
             plain_http: false,
             ca_file: std::env::var_os("FAASNET_CA_FILE").filter(|path| !path.is_empty()).map(PathBuf::from),
             credentials_file: credentials::default_path(),
+            helper_path: None,
             connect_timeout: Duration::from_secs(5),
             stall_timeout: Duration::from_secs(10),
             retry: RetryPolicy::default(),

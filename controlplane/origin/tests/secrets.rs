@@ -109,6 +109,62 @@ async fn redirects_are_followed_without_credentials_and_remembered() {
     assert_eq!((registry.seen().len(), storage.seen().len()), (3, 5));
 }
 
+/// Catches a credential helper that is not asked, asked for something else, or asked only once though what it knows expires; and its
+/// secret in a message.
+#[tokio::test]
+async fn credential_helpers_are_asked() {
+    let blob = pattern(10);
+    let folder = tempfile::tempdir().unwrap();
+    let (content, newest) = (blob.clone(), Arc::new(std::sync::Mutex::new(BASIC.to_owned())));
+    let wanted = newest.clone();
+    let server = Server::start(move |seen, _| match &seen.authorization {
+        Some(given) if *given == *wanted.lock().unwrap() => Reply::blob(seen, &content),
+        _ => Reply::new(401, "").header("WWW-Authenticate", r#"Basic realm="r""#),
+    });
+    let server = server.await;
+    let helper = folder.path().join("docker-credential-faasnet-test");
+    let script = |secret: &str| {
+        let text = format!(
+            "#!/bin/sh\nread -r server\necho \"$1 $server\" >> {}/asked\n[ \"$server\" = {} ] || {{ echo 's3cret: credentials not found'; exit 1; }}\necho '{{\"Username\": \"me\", \"Secret\": \"{secret}\"}}'\n",
+            folder.path().display(),
+            server.address
+        );
+        std::fs::write(&helper, text).unwrap();
+        std::fs::set_permissions(&helper, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    };
+    script("s3cret");
+    let config = folder.path().join("config.json");
+    let options_of = |json: &str| {
+        std::fs::write(&config, json).unwrap();
+        SourceOptions { credentials_file: Some(config.clone()), ..options() }
+    };
+    let path = std::env::join_paths(
+        [folder.path().to_owned()].into_iter().chain(std::env::split_paths(&std::env::var_os("PATH").unwrap())),
+    );
+    let with_path =
+        SourceOptions { helper_path: Some(path.unwrap()), ..options_of(r#"{"credsStore": "faasnet-test"}"#) };
+    let source = server.source_with(with_path.clone());
+    assert_eq!(read(&source, &blob, 0..10).await.unwrap(), blob);
+    // "me:n3w"
+    *newest.lock().unwrap() = "Basic bWU6bjN3".into();
+    script("n3w");
+    assert_eq!(read(&source, &blob, 0..10).await.unwrap(), blob, "what expired is asked for anew");
+    let asked = std::fs::read_to_string(folder.path().join("asked")).unwrap();
+    assert_eq!(asked, format!("get {0}\nget {0}\n", server.address));
+    script("wr0ng");
+    *newest.lock().unwrap() = "nobody".into();
+    let error = read(&source, &blob, 0..10).await.unwrap_err();
+    assert!(matches!(error, Error::Denied { .. }) && !format!("{error:?}{error}").contains("wr0ng"), "{error}");
+    let elsewhere = r#"{"credHelpers": {"127.0.0.1:1": "faasnet-test"}}"#;
+    let none =
+        server.source_with(SourceOptions { helper_path: with_path.helper_path.clone(), ..options_of(elsewhere) });
+    let error = read(&none, &blob, 0..10).await.unwrap_err().to_string();
+    assert!(error.contains("docker login") && !error.contains("s3cret"), "{error}");
+    let missing = server.source_with(options_of(r#"{"credsStore": "no-such-helper"}"#));
+    let error = read(&missing, &blob, 0..10).await.unwrap_err().to_string();
+    assert!(error.contains("docker-credential-no-such-helper cannot be run"), "{error}");
+}
+
 /// Catches a loop of redirects that never ends, and one that leaves HTTP.
 #[tokio::test]
 async fn bad_redirects_end() {

@@ -46,6 +46,7 @@ pub(crate) struct Parts<W> {
     feed: Feed,
     admin: Admin,
     mirror: Door,
+    misses: mirror::Misses,
     shared: admin::Shared,
 }
 
@@ -112,7 +113,12 @@ impl<W: WorkerLink> Parts<W> {
             leases: worker.leases(),
         };
         let control = Control::new(identity, Kept { node_key, store, memory, keys }, worker, channels);
-        Ok(Self { control, session, feed, admin, mirror, shared })
+        let misses = mirror::Misses {
+            on_miss: config.mirror_on_miss,
+            register_wait: Duration::from_millis(config.mirror_register_wait_ms),
+            plain_http: Arc::new(config.mirror_plain_http.clone()),
+        };
+        Ok(Self { control, session, feed, admin, mirror, misses, shared })
     }
 
     /// Who this agent is.
@@ -143,11 +149,12 @@ impl<W: WorkerLink> Parts<W> {
 
     /// Runs until `shutdown` is ready, then stops in order. An error if the worker ended before that.
     pub(crate) async fn run_until(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
-        let Self { mut control, session, feed, admin, mirror, shared } = self;
+        let Self { mut control, session, feed, admin, mirror, misses, shared } = self;
         let stop = CancellationToken::new();
         let feed = tokio::spawn(feed.run());
         let session = tokio::spawn(session.run(stop.clone()));
-        let served = mirror.run(shared.view.clone(), shared.inputs.clone(), shared.mirror.clone(), stop.clone());
+        let served =
+            mirror.run(shared.view.clone(), shared.inputs.clone(), misses, shared.mirror.clone(), stop.clone());
         let mirror = tokio::spawn(served);
         let mut admin = tokio::spawn(admin.run(shared, stop.clone()));
         let running = tokio::select! {

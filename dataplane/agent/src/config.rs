@@ -14,7 +14,7 @@ use faasnet_ring::{DriverOptions, SocketOptions};
 use faasnet_store::{StoreOptions, WriteMode};
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::mirror::listen::MirrorListen;
+use crate::mirror::settings::{MirrorListen, OnMiss};
 use crate::tuning::{PIPE_BYTES, Pin, Tuning};
 
 /// More threads than any host has use for.
@@ -42,6 +42,12 @@ pub struct Config {
     pub mirror_listen: MirrorListen,
     /// Let other hosts reach the mirror too: whoever can, reads every image of this node.
     pub mirror_remote: bool,
+    /// What the mirror does about an image that no function has: `pass` or `register`.
+    pub mirror_on_miss: OnMiss,
+    /// How long a runtime waits for that before it is sent to the registry.
+    pub mirror_register_wait_ms: u64,
+    /// Registries (host or host:port) that speak HTTP without TLS, when an image is registered.
+    pub mirror_plain_http: Vec<String>,
     /// Where images and the node's id are kept.
     pub store_dir: PathBuf,
     /// The most bytes that images may take in the store; by default what the file system has.
@@ -173,6 +179,9 @@ impl Default for Config {
             admin: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7411),
             mirror_listen: MirrorListen::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7412)),
             mirror_remote: false,
+            mirror_on_miss: OnMiss::Pass,
+            mirror_register_wait_ms: 2000,
+            mirror_plain_http: Vec::new(),
             store_dir: "/var/lib/faasnet".into(),
             store_quota_bytes: None,
             store_write: WriteMode::default(),
@@ -355,6 +364,9 @@ impl Config {
         })?;
         let longest = self.silence_ms.max(self.waiting_move_ms).max(self.guest_ms);
         ensure(longest <= 3_600_000, "silence_ms, waiting_move_ms, guest_ms", || "an hour is the most".into())?;
+        ensure(self.mirror_register_wait_ms <= 600_000, "mirror_register_wait_ms", || {
+            "ten minutes are the most".into()
+        })?;
         ensure((8..=4096).contains(&self.buffers), "buffers", || {
             format!("{} is not between 8 and 4096 (each holds a block of 256 KiB)", self.buffers)
         })?;

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::link::{WorkerEnded, WorkerLink};
 use crate::memory::{self, Memory};
-use crate::mirror::questions::{ImageAnswer, ImageQuestions};
+use crate::mirror::questions::{ImageAnswer, ImageQuestions, Wish};
 use crate::opening::{Opening, Unopened};
 use crate::session::commands::{AssignOrder, Order};
 use crate::session::events;
@@ -44,7 +44,7 @@ pub(crate) enum Input {
     /// A complete image could not be made durable.
     NotDurable { function: FunctionId, image: ImageId, reason: String },
     /// The runtime on this host asks for an image that is not here; the answer goes there.
-    Image { reference: String, answer: ImageAnswer },
+    Image { wish: Wish, answer: ImageAnswer },
     /// Somebody on this host waits for these blocks.
     Hurry { function: FunctionId, image: ImageId, blocks: Vec<BlockIndex> },
     /// What is on the disk is not what was verified.
@@ -199,7 +199,7 @@ impl<W: WorkerLink> Control<W> {
             Input::Order(order) => self.take_order(*order)?,
             Input::Join { tenant, name } => self.join(tenant, name),
             Input::Opened(opened) => self.opened(opened)?,
-            Input::Image { reference, answer } => self.want_image(reference, answer),
+            Input::Image { wish, answer } => self.want_image(wish, answer),
             Input::Hurry { function, image, blocks } => {
                 self.worker.send(WorkerCommand::Hurry { function, image, blocks })?;
             }
@@ -516,13 +516,13 @@ impl<W: WorkerLink> Control<W> {
         self.up(events::join_requested(tenant, name));
     }
 
-    fn want_image(&mut self, reference: String, answer: ImageAnswer) {
+    fn want_image(&mut self, wish: Wish, answer: ImageAnswer) {
         // Without a controller nobody knows of more images than this node holds: the answer's end is dropped.
         if self.uplink.is_none() {
             return;
         }
-        if let Some(request) = self.images.ask(&reference, answer) {
-            self.up(events::image_wanted(request, reference));
+        if let Some(request) = self.images.ask(&wish.reference, answer) {
+            self.up(events::image_wanted(request, wish));
         }
     }
 

@@ -38,7 +38,7 @@ use faasnet_api::NodeId;
 pub use config::{Config, ConfigError, Engine, Secret};
 pub use faasnet_store::WriteMode;
 pub use link::{WorkerEnded, WorkerLink};
-pub use mirror::listen::MirrorListen;
+pub use mirror::settings::{MirrorListen, OnMiss};
 pub use trust::Trust;
 use worker::{WorkerConfig, WorkerHandle};
 

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
-use faasnet_agent::{MirrorListen, WriteMode};
+use faasnet_agent::{MirrorListen, OnMiss, WriteMode};
 use faasnet_api::Verify;
 use serde::Serialize;
 
@@ -67,6 +67,15 @@ pub struct AgentSettings {
     #[arg(long, env = "FAASNET_AGENT_MIRROR_REMOTE", value_name = "BOOL", num_args = 0..=1, require_equals = true,
         default_missing_value = "true")]
     pub mirror_remote: Option<bool>,
+    /// What the mirror does about an image that no function has: send the runtime to the registry, or register it [default: pass]
+    #[arg(long, env = "FAASNET_AGENT_MIRROR_ON_MISS", value_name = "pass|register")]
+    pub mirror_on_miss: Option<OnMiss>,
+    /// How long a runtime waits for such a registration before it is sent to the registry [default: 2000]
+    #[arg(long, env = "FAASNET_AGENT_MIRROR_REGISTER_WAIT_MS", value_name = "MS")]
+    pub mirror_register_wait_ms: Option<u64>,
+    /// A registry (host or host:port) that speaks HTTP without TLS when an image is registered; repeat for more
+    #[arg(long, env = "FAASNET_AGENT_MIRROR_PLAIN_HTTP", value_name = "HOST", value_delimiter = ',')]
+    pub mirror_plain_http: Option<Vec<String>>,
     /// Where images are kept [default: /var/lib/faasnet]
     #[arg(long, env = "FAASNET_AGENT_STORE_DIR", value_name = "DIR")]
     pub store_dir: Option<PathBuf>,
@@ -254,6 +263,9 @@ pub struct ControllerSettings {
     /// How often a client that provisions hears of changes [default: 200]
     #[arg(long, env = "FAASNET_CONTROLLER_PROGRESS_MS", value_name = "MS")]
     pub progress_ms: Option<u64>,
+    /// Resolve a tag that runtimes ask for at its registry at most this often (mirrors with on-miss register) [default: 60000]
+    #[arg(long, env = "FAASNET_CONTROLLER_TAG_TTL_MS", value_name = "MS")]
+    pub tag_ttl_ms: Option<u64>,
     /// Commands that may wait for one agent before it is disconnected [default: 256]
     #[arg(long, env = "FAASNET_CONTROLLER_COMMANDS_PER_AGENT", value_name = "N")]
     pub commands_per_agent: Option<usize>,
@@ -278,6 +290,7 @@ mod tests {
             "listen" | "http" | "advertise" | "admin" => "127.0.0.1:1",
             "engine" => "copy",
             "mirror_listen" => "off",
+            "mirror_on_miss" => "register",
             "huge_pages" | "mirror_remote" => "true",
             "store_write" => "direct",
             "verify" => "xxh3",

@@ -2,19 +2,21 @@
 //!
 //! Whoever attaches proves here that it holds the key that it names: the state machine then only has to know whose key that is.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use faasnet_api::keys::random_bytes;
 use faasnet_api::v1::agent_session_server::AgentSession;
 use faasnet_api::v1::{self, Command};
 use faasnet_api::{Introduction, NodeId, PublicKey};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::owner::{Handle, Message, Session, stopping};
+use super::wishes::Wishes;
 use crate::state::{Input, SessionId};
 
 /// An agent introduces itself at once or is not one.
@@ -22,6 +24,8 @@ const INTRODUCTION: Duration = Duration::from_secs(5);
 
 /// What an agent has to sign is never said twice.
 const NONCE_BYTES: usize = 32;
+/// Images that one agent may wait for; more are not answered.
+const MAX_WISHES: usize = 64;
 
 type Commands = mpsc::Sender<Result<Command, Status>>;
 
@@ -30,6 +34,7 @@ pub(crate) struct Agents {
     pub(crate) owner: Handle,
     /// Commands that may wait for one agent.
     pub(crate) queue: usize,
+    pub(crate) wishes: Wishes,
     pub(crate) stop: CancellationToken,
 }
 
@@ -40,13 +45,19 @@ impl AgentSession for Agents {
     async fn attach(&self, request: Request<Streaming<v1::Event>>) -> Result<Response<Self::AttachStream>, Status> {
         let (commands, stream) = mpsc::channel(self.queue);
         let (owner, end, events) = (self.owner.clone(), self.stop.child_token(), request.into_inner());
-        tokio::spawn(serve(owner, events, commands, end));
+        tokio::spawn(serve(owner, events, commands, self.wishes.clone(), end));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 }
 
 /// Reads one agent's events until either side ends the stream.
-async fn serve(owner: Handle, mut events: Streaming<v1::Event>, commands: Commands, end: CancellationToken) {
+async fn serve(
+    owner: Handle,
+    mut events: Streaming<v1::Event>,
+    commands: Commands,
+    wishes: Wishes,
+    end: CancellationToken,
+) {
     let nonce: [u8; NONCE_BYTES] = random_bytes();
     let challenge = v1::Challenge { nonce: nonce.to_vec() };
     let challenge = Command { command: Some(v1::command::Command::Challenge(challenge)) };
@@ -72,12 +83,25 @@ async fn serve(owner: Handle, mut events: Streaming<v1::Event>, commands: Comman
     if owner.send(Message::Attach { id, attached, session }).await.is_err() {
         return;
     }
+    let pending = Arc::new(Semaphore::new(MAX_WISHES));
     loop {
         let event = tokio::select! {
             () = end.cancelled() => break,
             event = events.message() => event,
         };
         match event {
+            // Takes its time: other events of the agent go on, and the registration too if the agent goes away.
+            Ok(Some(v1::Event { event: Some(v1::event::Event::ImageWanted(wanted)) })) if wanted.register => {
+                let Ok(place) = pending.clone().try_acquire_owned() else { continue };
+                let (owner, wishes) = (owner.clone(), wishes.clone());
+                tokio::spawn(async move {
+                    wishes.fulfil(id, &wanted).await;
+                    let event = v1::event::Event::ImageWanted(wanted);
+                    // Ignored: without an owner nobody wants to know.
+                    let _ = owner.send(Message::Input(Input::Heard { session: id, event })).await;
+                    drop(place);
+                });
+            }
             Ok(Some(v1::Event { event: Some(event) })) => {
                 if owner.send(Message::Input(Input::Heard { session: id, event })).await.is_err() {
                     return;

@@ -7,3 +7,4 @@ pub(crate) mod owner;
 mod probe;
 mod registration;
 mod watching;
+pub(crate) mod wishes;

@@ -116,7 +116,7 @@ impl Registering {
             Purpose::Create { policy, memory_mib } => {
                 Ask::Create(Box::new(NewFunction { tenant, name, policy, memory_mib, descriptor }))
             }
-            Purpose::Update => Ask::Update(Box::new(NewImage { tenant, name, descriptor })),
+            Purpose::Update => Ask::Update(Box::new(NewImage { tenant, name, descriptor, at_once: false })),
         }
     }
 }

@@ -7,7 +7,8 @@ use faasnet_api::{FunctionId, NodeId, v1};
 
 use super::State;
 use super::function::Function;
-use super::io::{Now, Output, Refusal, SessionId};
+use super::io::{KnownImage, Now, Output, Refusal, SessionId};
+use super::names::DEFAULT_TENANT;
 
 /// The longest name that is looked up: a repository has 255 bytes, a digest 71, and host names end at 253.
 const NAME_BYTES_MAX: usize = 640;
@@ -27,6 +28,22 @@ impl State {
                     self.images.remove(name);
                 }
             }
+        }
+    }
+
+    /// What is known of an image for the tenant of the node behind a stream.
+    pub(super) fn find_image(&self, session: SessionId, reference: &str) -> KnownImage {
+        let node = self.sessions.get(&session).and_then(|node| self.nodes.get(node));
+        let tenant = node.and_then(|node| node.tenant.clone()).unwrap_or_else(|| DEFAULT_TENANT.into());
+        let functions = self.images.get(reference).into_iter().flatten().filter_map(|id| self.functions.get(id));
+        let function = functions.into_iter().find(|function| function.tenant == tenant);
+        KnownImage {
+            function: function.map(|function| function.name.clone()),
+            manifest: function.and_then(|function| {
+                let digest = function.image_names.first()?.rsplit_once('@')?.1;
+                Some(digest.to_owned())
+            }),
+            tenant,
         }
     }
 

@@ -109,6 +109,19 @@ pub struct NewImage {
     pub name: String,
     /// The image.
     pub descriptor: Descriptor,
+    /// Its members take it now; else with the next provision.
+    pub at_once: bool,
+}
+
+/// What is known of an image for one node's tenant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownImage {
+    /// Whose the node is; a node in the free pool counts as the default tenant's.
+    pub tenant: String,
+    /// A function of that tenant with that image.
+    pub function: Option<String>,
+    /// The digest of its manifest.
+    pub manifest: Option<String>,
 }
 
 /// A client's call.
@@ -120,6 +133,13 @@ pub enum Ask {
     Remove(v1::RemoveFunctionRequest),
     /// Gives a function another image, to be taken up by the next provision.
     Update(Box<NewImage>),
+    /// Asks for a function with an image, on behalf of the node behind a stream.
+    FindImage {
+        /// The node's stream.
+        session: SessionId,
+        /// See [`faasnet_origin::image_names`].
+        reference: String,
+    },
     /// Shows one function.
     GetFunction(v1::GetFunctionRequest),
     /// Lists functions.
@@ -162,6 +182,7 @@ pub enum Ask {
 pub enum Answer {
     Created(v1::FunctionInfo),
     Function(v1::FunctionInfo),
+    Image(KnownImage),
     Removed,
     Functions(Vec<v1::FunctionInfo>),
     Released(u32),

@@ -44,8 +44,8 @@ use faasnet_api::{FunctionId, NodeId};
 
 pub use counts::Counts;
 pub use io::{
-    Answer, Ask, Input, NewFunction, NewImage, Now, Output, ProbeAnswer, ProbeId, Refusal, RefusalKind, RequestId,
-    SessionId,
+    Answer, Ask, Input, KnownImage, NewFunction, NewImage, Now, Output, ProbeAnswer, ProbeId, Refusal, RefusalKind,
+    RequestId, SessionId,
 };
 pub use latency::{BOUNDS_MS, Histogram};
 pub use migrate::{Records, SCHEMA, migrate};

@@ -6,7 +6,7 @@ use super::io::Refusal;
 use super::words::plain;
 
 /// The tenant of calls that name none.
-const DEFAULT_TENANT: &str = "default";
+pub(super) const DEFAULT_TENANT: &str = "default";
 const NAME_BYTES_MAX: usize = 128;
 
 /// The valid (tenant, function) that a caller means; an empty tenant is the tenant `default`.

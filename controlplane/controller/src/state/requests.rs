@@ -19,7 +19,8 @@ impl State {
         let answer = match ask {
             Ask::Create(new) => self.create(*new).map(Answer::Created),
             Ask::Remove(remove) => self.remove(now, &remove).map(|()| Answer::Removed),
-            Ask::Update(new) => self.update(&new).map(Answer::Created),
+            Ask::Update(new) => self.update(now, &new).map(Answer::Created),
+            Ask::FindImage { session, reference } => Ok(Answer::Image(self.find_image(session, &reference))),
             Ask::GetFunction(get) => self.function(&get).map(Answer::Function),
             Ask::ListFunctions => Ok(Answer::Functions(self.functions.values().map(Function::info).collect())),
             Ask::Provision(provision) => match self.provision(now, request, &provision) {

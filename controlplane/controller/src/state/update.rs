@@ -35,7 +35,7 @@ impl NextImage {
 }
 
 impl State {
-    pub(super) fn update(&mut self, new: &NewImage) -> Result<v1::FunctionInfo, Refusal> {
+    pub(super) fn update(&mut self, now: Now, new: &NewImage) -> Result<v1::FunctionInfo, Refusal> {
         let id = self.find_function(&new.tenant, &new.name)?;
         let Some(function) = self.functions.get_mut(&id) else {
             return Err(Refusal::not_found("the function is gone"));
@@ -50,11 +50,13 @@ impl State {
         }
         // An update to the image that the function has takes back an earlier one.
         function.next = (new.descriptor.id() != function.image).then(|| NextImage::new(&new.descriptor));
-        let info = function.info();
         for key in [Key::NextDescriptor(id), Key::Function(id)] {
             self.emit(Output::Store(key));
         }
-        Ok(info)
+        if new.at_once {
+            self.take_up_next(now, id);
+        }
+        self.functions.get(&id).map(Function::info).ok_or_else(|| Refusal::not_found("the function is gone"))
     }
 
     /// A provision begins: the image that waits becomes the function's, for every member. The caller wants the members afterwards.

@@ -17,7 +17,7 @@ use faasnet_api::v1::event::Event;
 use faasnet_api::{
     BLOCK_BYTES, BlockDigest, ClusterSecret, Descriptor, Entry, Introduction, NodeId, Origin, SigningKey, v1,
 };
-use faasnet_controller::{Config, Controller, Progress, Registered, Registrar, Registration};
+use faasnet_controller::{Config, Controller, Progress, Registered, Registrar, Registration, Resolved};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -55,6 +55,10 @@ impl Registrar for FakeRegistrar {
             };
             Descriptor::new(parts).map_err(|error| error.to_string())
         })
+    }
+
+    fn resolve(&self, registration: Registration) -> Resolved<'_> {
+        Box::pin(async move { Err(format!("{} is not asked for", registration.reference)) })
     }
 }
 

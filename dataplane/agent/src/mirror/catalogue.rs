@@ -11,6 +11,8 @@ use faasnet_store::StoredImage;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
+use super::questions::Wish;
+use super::settings::OnMiss;
 use crate::control::Input;
 use crate::table::{Phase, Row};
 use crate::view::View;
@@ -27,6 +29,15 @@ const AFTER_START: Duration = Duration::from_secs(2);
 pub(super) struct Catalogue {
     pub(super) view: watch::Receiver<Arc<View>>,
     pub(super) inputs: mpsc::Sender<Input>,
+    pub(super) misses: Misses,
+}
+
+/// What to do about an image that no function has.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Misses {
+    pub(crate) on_miss: OnMiss,
+    pub(crate) register_wait: Duration,
+    pub(crate) plain_http: Arc<Vec<String>>,
 }
 
 /// An image of a function on this node.
@@ -48,16 +59,31 @@ impl Catalogue {
     /// The image of that name; joins the function that has it, if there is one. Else why there is none.
     pub(super) async fn image(&self, reference: &RegistryReference) -> Result<Found, String> {
         let name = reference.to_string();
-        if let Some(found) = self.held(&name) {
-            return Ok(found);
+        let held = self.held(&name);
+        let registers = self.misses.on_miss == OnMiss::Register;
+        // Where tags are followed the controller says what a tag means now, as often as it looks.
+        let may_have_moved = registers && reference.digest.is_none();
+        match held {
+            Some(found) if !may_have_moved => Ok(found),
+            Some(found) => Ok(self.ask(reference).await.unwrap_or(found)),
+            None => self.ask(reference).await,
         }
+    }
+
+    async fn ask(&self, reference: &RegistryReference) -> Result<Found, String> {
+        let (name, misses) = (reference.to_string(), &self.misses);
         let (answer, answered) = oneshot::channel();
-        let asked = self.inputs.send(Input::Image { reference: name.clone(), answer }).await;
-        asked.map_err(|_| "the agent is stopping".to_owned())?;
-        let function = match timeout(ANSWER, answered).await {
+        let wish = Wish {
+            reference: name.clone(),
+            register: misses.on_miss == OnMiss::Register,
+            plain_http: misses.plain_http.contains(&reference.registry),
+        };
+        let patience = if wish.register { misses.register_wait } else { ANSWER };
+        self.inputs.send(Input::Image { wish, answer }).await.map_err(|_| "the agent is stopping".to_owned())?;
+        let function = match timeout(patience, answered).await {
             Ok(Ok(answer)) => answer?,
             Ok(Err(_)) => return Err(format!("this node does not hold {name}, and the controller is away")),
-            Err(_) => return Err(format!("this node does not hold {name}, and the controller does not answer")),
+            Err(_) => return Err(format!("this node does not hold {name}, and the controller has not answered yet")),
         };
         let mut view = self.view.clone();
         let known = timeout(DESCRIPTOR, view.wait_for(|view| view.rows.get(&function).is_some_and(is_decided))).await;

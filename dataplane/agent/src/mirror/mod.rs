@@ -9,10 +9,10 @@
 mod body;
 mod catalogue;
 mod connection;
-pub mod listen;
 pub(crate) mod questions;
 mod reply;
 mod request;
+pub mod settings;
 mod socket;
 #[cfg(test)]
 mod tests;
@@ -37,8 +37,9 @@ use tokio_util::sync::CancellationToken;
 use crate::control::Input;
 use crate::view::View;
 use crate::worker::mailbox::ReportState;
+pub(crate) use catalogue::Misses;
 use catalogue::{Catalogue, Found};
-use listen::MirrorListen;
+use settings::MirrorListen;
 use socket::Socket;
 
 /// Connections at a time; more wait to be accepted. A runtime opens one per layer, at most a few dozen.
@@ -111,10 +112,11 @@ impl Door {
         self,
         view: watch::Receiver<Arc<View>>,
         inputs: mpsc::Sender<Input>,
+        misses: Misses,
         counters: Arc<Counters>,
         stop: CancellationToken,
     ) {
-        let catalogue = Catalogue { view, inputs };
+        let catalogue = Catalogue { view, inputs, misses };
         self.serve(Mirror { catalogue, stalled: Arc::default(), counters, patience: STALLED }, stop).await;
     }
 

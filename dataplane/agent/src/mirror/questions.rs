@@ -10,6 +10,17 @@ use tokio::sync::oneshot;
 /// Where an answer goes: the function that has the image and that this node is joining, or why there is none.
 pub(crate) type ImageAnswer = oneshot::Sender<Result<FunctionId, String>>;
 
+/// What is asked of the controller.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Wish {
+    /// In the one spelling.
+    pub(crate) reference: String,
+    /// Make a function of it if there is none.
+    pub(crate) register: bool,
+    /// Without TLS.
+    pub(crate) plain_http: bool,
+}
+
 /// Images that may be asked for at a time; the oldest question is given up beyond that.
 const MAX_IMAGES: usize = 64;
 /// Who may wait for one image.

@@ -70,7 +70,7 @@ impl World {
         let (counters, stop) = (Arc::<Counters>::default(), CancellationToken::new());
         let door = Door::bind(listen).await.unwrap();
         let address = door.address().unwrap().unwrap_or(([0; 4], 0).into());
-        let catalogue = Catalogue { view: view_reader, inputs: sender };
+        let catalogue = Catalogue { view: view_reader, inputs: sender, misses: Misses::default() };
         let mirror = Mirror { catalogue, stalled: Arc::default(), counters: counters.clone(), patience: PATIENCE };
         let running = tokio::spawn(door.serve(mirror, stop.clone()));
         let world = Self { blobs, stored, view, inputs, counters, address, stop, running, folder };
@@ -335,8 +335,8 @@ async fn unknown_images_are_asked_for() {
     }
     let mut client = world.client().await;
     client.say("GET /v2/app/manifests/2?ns=r.example HTTP/1.1\r\n\r\n").await;
-    let Some(Input::Image { reference, answer }) = world.inputs.recv().await else { panic!("nobody was asked") };
-    assert_eq!(reference, "r.example/app:2");
+    let Some(Input::Image { wish, answer }) = world.inputs.recv().await else { panic!("nobody was asked") };
+    assert_eq!((&*wish.reference, wish.register), ("r.example/app:2", false));
     answer.send(Err("no function has this image".into())).unwrap();
     let refused = client.answer().await;
     assert_eq!(refused.status, 404);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use faasnet_api::{BlockIndex, FunctionId, ImageId, NodeId, Stripe, v1};
 use v1::event::Event as Kind;
 
+use crate::mirror::questions::Wish;
 use crate::table::{Row, Table};
 use crate::worker::journal::{GivenUp, Journal, Stalls};
 use crate::worker::mailbox::{Downstream, FunctionReport, ReportState, Target};
@@ -81,8 +82,9 @@ pub(crate) fn join_requested(tenant: String, function: String) -> v1::Event {
 }
 
 /// The runtime here asks for an image.
-pub(crate) fn image_wanted(request: u64, reference: String) -> v1::Event {
-    event(Kind::ImageWanted(v1::ImageWanted { request, reference }))
+pub(crate) fn image_wanted(request: u64, wish: Wish) -> v1::Event {
+    let Wish { reference, register, plain_http } = wish;
+    event(Kind::ImageWanted(v1::ImageWanted { request, reference, register, plain_http }))
 }
 
 /// A row's progress: the worker's counters, and what only the control side knows.

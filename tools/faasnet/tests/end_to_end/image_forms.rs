@@ -100,7 +100,7 @@ impl Forms {
     pub(crate) fn zstd(&self, from: &str, tag: &str) {
         let other = self.dir.join("zstd");
         let mut skopeo = Command::new("skopeo");
-        skopeo.args(["copy", "--dest-compress", "--dest-compress-format", "zstd", "--dest-force-compress-format"]);
+        skopeo.args(["copy", "--dest-compress", "--dest-compress-format", "zstd"]);
         skopeo.arg(format!("oci:{}:{from}", self.layout().display())).arg(format!("oci:{}:{tag}", other.display()));
         said("skopeo copy to zstd", skopeo.output().unwrap());
         for blob in fs::read_dir(other.join("blobs/sha256")).unwrap().map(Result::unwrap) {

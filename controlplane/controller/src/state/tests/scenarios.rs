@@ -144,7 +144,7 @@ fn nodes_may_ask_by_image() {
     };
     create(&mut world, "f", "r.example/app:1");
     let ask = |world: &mut World, n: u32, reference: &str| {
-        let wanted = v1::ImageWanted { request: 7, reference: reference.into() };
+        let wanted = v1::ImageWanted { request: 7, reference: reference.into(), ..Default::default() };
         world.hear(n, v1::event::Event::ImageWanted(wanted));
         world.check();
         let answer = world.agents.get_mut(&node(n)).unwrap().image_answers.pop().expect("no answer");
@@ -160,7 +160,7 @@ fn nodes_may_ask_by_image() {
     }
     // An update: the new name counts from the next provision on.
     let descriptor = descriptor("r.example/app:2", registry.clone());
-    let new = NewImage { tenant: "default".into(), name: "f".into(), descriptor };
+    let new = NewImage { tenant: "default".into(), name: "f".into(), descriptor, at_once: false };
     world.ask(Ask::Update(Box::new(new))).unwrap();
     assert!(ask(&mut world, 0, "r.example/app:2").is_empty());
     world.provision("f", 0, &[0]).unwrap();

@@ -1,4 +1,4 @@
-//! Where the mirror listens, as a setting: `IP:port`, `unix:/path`, or `off`.
+//! Settings of the mirror: where it listens (`IP:port`, `unix:/path`, or `off`), and what it does about unknown images.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// See the module's documentation.
+/// Where the mirror listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MirrorListen {
     /// There is no mirror.
@@ -51,6 +51,29 @@ impl Serialize for MirrorListen {
 impl<'de> Deserialize<'de> for MirrorListen {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// What the mirror does about an image that no function has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnMiss {
+    /// 404: the runtime goes to the registry.
+    #[default]
+    Pass,
+    /// Has the controller register it, and waits a little for that.
+    Register,
+}
+
+impl FromStr for OnMiss {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "pass" => Ok(Self::Pass),
+            "register" => Ok(Self::Register),
+            _ => Err(format!("{text:?} is neither pass nor register")),
+        }
     }
 }
 

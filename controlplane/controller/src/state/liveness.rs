@@ -40,28 +40,10 @@ impl State {
         };
         let Introduction { id, key, address, name } = introduction;
         let known = self.nodes.get(&id);
-        if let Some(node) = known.filter(|node| node.incarnation > attached.incarnation) {
-            let refusal = Refusal::precondition(format!(
-                "node {id} has attached as incarnation {} already and this agent is incarnation {}; \
-                 if its store was copied from another host, empty it so that the agent makes an id of its own",
-                node.incarnation, attached.incarnation
-            ));
-            return self.emit(Output::Close { session, refusal });
-        }
-        let before = known.map_or(0, |node| node.incarnation);
-        if attached.incarnation - before > LEAP {
-            let refusal = Refusal::invalid(format!(
-                "node {id} was at its start {before} when it attached last and now says {}: no agent starts so often; its store's \
-                 `node` file is damaged: empty the store",
-                attached.incarnation
-            ));
-            return self.emit(Output::Close { session, refusal });
-        }
-        if known.is_some_and(|node| node.key.is_some_and(|known| known != key)) {
-            let refusal = Refusal::precondition(format!(
-                "node {id} is registered with another key; the agent's store has lost its `node-key` file or took over the id of \
-                 another: empty the store, so that the agent makes an id and a key of its own"
-            ));
+        let refused = known.and_then(|node| recognise(node, key, attached.incarnation).err());
+        let refused =
+            refused.or_else(|| follows(id, known.map_or(0, |node| node.incarnation), attached.incarnation).err());
+        if let Some(refusal) = refused {
             return self.emit(Output::Close { session, refusal });
         }
         let mut held = attached.held.iter();
@@ -342,6 +324,36 @@ impl State {
             self.emit(Output::Store(Key::NodeKey(id)));
         }
     }
+}
+
+/// Whether it is the node that we know, at this start of its agent or a later one. That it holds the key was proven before.
+fn recognise(node: &Node, key: PublicKey, incarnation: u64) -> Result<(), Refusal> {
+    let id = node.id;
+    if node.incarnation > incarnation {
+        return Err(Refusal::precondition(format!(
+            "node {id} has attached as incarnation {} already and this agent is incarnation {incarnation}; \
+             if its store was copied from another host, empty it so that the agent makes an id of its own",
+            node.incarnation
+        )));
+    }
+    if node.key.is_some_and(|known| known != key) {
+        return Err(Refusal::precondition(format!(
+            "node {id} is registered with another key; the agent's store has lost its `node-key` file or took over the id of \
+             another: empty the store, so that the agent makes an id and a key of its own"
+        )));
+    }
+    Ok(())
+}
+
+/// Whether an agent can have been started so often since it was heard last.
+fn follows(id: NodeId, before: u64, incarnation: u64) -> Result<(), Refusal> {
+    if incarnation.saturating_sub(before) <= LEAP {
+        return Ok(());
+    }
+    Err(Refusal::invalid(format!(
+        "node {id} was at its start {before} when it attached last and now says {incarnation}: no agent starts so often; its store's \
+         `node` file is damaged: empty the store"
+    )))
 }
 
 fn introduce(attached: &v1::Attached) -> Result<Introduction, Refusal> {

@@ -78,9 +78,10 @@ pub(super) fn text(verify: Verify, view: &View, feed: &Counters, mirror: &mirror
 
 /// One sample: its labels behind tenant and function, and its value.
 type Sample = (String, f64);
+type Samples = fn(&FunctionReport) -> Vec<Sample>;
 
 /// Metrics of a function that have more labels, or are not counted in the contract: name, type, help, samples.
-const FROM_WORKER: [(&str, &str, &str, fn(&FunctionReport) -> Vec<Sample>); 10] = [
+const FROM_WORKER: [(&str, &str, &str, Samples); 10] = [
     ("faasnet_upstream_bytes_total", "counter", "Payload from each upstream.", |report| {
         let used = |(stripe, upstream, bytes): &(Stripe, Target, u64)| {
             (format!(",stripe=\"{}\",upstream=\"{}\"", stripe.0, name_of(upstream)), *bytes as f64)

@@ -71,7 +71,7 @@ impl Noise {
 impl Read for Noise {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.rest.len() < buffer.len() {
-            let word = self.random.next();
+            let word = self.random.word();
             self.rest.extend_from_slice(&word.to_le_bytes());
         }
         buffer.copy_from_slice(&self.rest[..buffer.len()]);

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::common::{DEADLINE, MIB, said_loudly};
 use crate::image_forms::Forms;
 use crate::lab::root;
-use crate::runtime_hosts::{RuntimeHosts, said};
+use crate::runtime_hosts::{FIRST_REGISTERING, RuntimeHosts, said};
 
 const HOSTS: usize = 4;
 /// Bytes that no compression makes less, in the images that are disturbed while they arrive.
@@ -44,6 +44,7 @@ async fn unmodified_runtimes_pull_through_the_mirror() {
         forms.plain(tag, seed as u64 + 1, if tag == "unregistered" { 1000 } else { BIG });
     }
     forms.plain("small", 9, 100_000);
+    forms.plain("wished", 10, MIB);
     forms.schema2("small", "schema2");
     forms.index("small", "index");
     forms.zstd("small", "zstd");
@@ -61,6 +62,8 @@ async fn unmodified_runtimes_pull_through_the_mirror() {
     step("every form", begun);
     copied_byte_by_byte(&hosts, &forms);
     step("skopeo", begun);
+    a_miss_is_registered(&hosts, &forms);
+    step("a miss", begun);
 }
 
 /// All hosts at the same moment, and nobody provisioned anything: the mirrors join.
@@ -160,6 +163,31 @@ fn copied_byte_by_byte(hosts: &RuntimeHosts, forms: &Forms) {
         let digest = link["digest"].as_str().unwrap();
         let copied = fs::read(out.join(digest.trim_start_matches("sha256:"))).unwrap();
         assert!(copied == fs::read(forms.blob(digest)).unwrap(), "{digest} differs");
+    }
+}
+
+/// Two runtimes ask for what no function has, at the same moment; later the tag means something else.
+fn a_miss_is_registered(hosts: &RuntimeHosts, forms: &Forms) {
+    let (before, image) = (hosts.origin_bytes(), forms.blob_bytes("wished"));
+    let sent = |index: usize| hosts.metric(index, "faasnet_mirror_bytes_total");
+    let asked: Vec<_> = (FIRST_REGISTERING..HOSTS).map(|index| (index, sent(index))).collect();
+    let pulls: Vec<_> = asked.iter().map(|(index, _)| hosts.pull(*index, "wished").spawn().unwrap()).collect();
+    for (pull, (index, already)) in pulls.into_iter().zip(asked) {
+        said("a pull of what no function has", pull.wait_with_output().unwrap());
+        assert_eq!(hosts.run(index, "wished", &["/bin/cat", "/greeting"]), "hello from wished\n");
+        assert!(sent(index) - already >= MIB, "host {index} went to the registry");
+    }
+    // Once to register it, once for the roots; the mirror's root layer is known on the hosts, not to who registers.
+    let read = hosts.origin_bytes() - before;
+    assert!(read as f64 <= 2.05 * image as f64, "the registry sent {read} bytes of an image of {image}");
+    forms.move_tag("wished", "small");
+    let begun = Instant::now();
+    loop {
+        said("a pull of a tag that moved", hosts.pull(FIRST_REGISTERING, "wished").output().unwrap());
+        if hosts.run(FIRST_REGISTERING, "wished", &["/bin/cat", "/greeting"]) == "hello from small\n" {
+            break;
+        }
+        assert!(begun.elapsed() < DEADLINE, "the tag is not looked up again");
     }
 }
 

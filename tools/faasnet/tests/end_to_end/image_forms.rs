@@ -112,6 +112,14 @@ impl Forms {
         self.tag(tag, index["manifests"][0].clone());
     }
 
+    /// Lets `tag` mean what `other` means.
+    pub(crate) fn move_tag(&self, tag: &str, other: &str) {
+        let (link, mut index) = (self.link(other), self.index_file());
+        index["manifests"].as_array_mut().unwrap().retain(|link| link["annotations"][REF_NAME] != tag);
+        fs::write(self.layout().join("index.json"), index.to_string()).unwrap();
+        self.tag(tag, link);
+    }
+
     /// The manifest of `tag`, byte for byte.
     pub(crate) fn manifest(&self, tag: &str) -> Vec<u8> {
         fs::read(self.blob(self.link(tag)["digest"].as_str().unwrap())).unwrap()

@@ -19,6 +19,8 @@ use crate::common::{DEADLINE, exe};
 
 /// The registry's port is HTTP's own, so that its name is one path element of the mirror.
 const REGISTRY_PORT: u16 = 80;
+/// The mirrors of the hosts from this one on register what no function has.
+pub(crate) const FIRST_REGISTERING: usize = 2;
 const CONTROLLER_PORT: u16 = 7400;
 const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7411);
 
@@ -76,6 +78,7 @@ impl RuntimeHosts {
         let mut command = program(host);
         command.arg("controller").args(["--listen", &format!("{}:{CONTROLLER_PORT}", host.address)]);
         command.arg("--secret-file").arg(dir.path().join("secret")).arg("--state-dir").arg(dir.path().join("state"));
+        command.args(["--tag-ttl-ms", "300"]);
         let controller = Daemon::start("controller".into(), command, dir.path()).await.unwrap();
         let mut hosts = Self {
             agents: Vec::new(),
@@ -101,6 +104,10 @@ impl RuntimeHosts {
         command.arg("agent").args(["--name", &host.name, "--listen", &format!("{}:7410", host.address)]);
         command.arg("--controller").arg(self.controller()).arg("--secret-file").arg(self.path("secret"));
         command.arg("--store-dir").arg(self.store(index));
+        if index >= FIRST_REGISTERING {
+            command.args(["--mirror-on-miss", "register", "--mirror-register-wait-ms", "60000"]);
+            command.args(["--mirror-plain-http", &self.registry()]);
+        }
         Daemon::start(host.name.clone(), command, self.dir.path()).await.unwrap()
     }
 

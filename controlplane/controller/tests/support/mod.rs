@@ -81,7 +81,11 @@ pub struct Running {
 
 impl Running {
     pub async fn start(config: Config) -> Self {
-        let controller = Controller::start_with(config, Arc::new(FakeRegistrar)).await.unwrap();
+        Self::start_with(config, Arc::new(FakeRegistrar)).await
+    }
+
+    pub async fn start_with(config: Config, registrar: Arc<dyn Registrar>) -> Self {
+        let controller = Controller::start_with(config, registrar).await.unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
         let (address, http) = (controller.local_addr(), controller.http_addr());
         let task = tokio::spawn(controller.run_until(async { drop(stopped.await) }));

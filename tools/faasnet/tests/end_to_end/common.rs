@@ -37,6 +37,8 @@ pub(crate) fn faasnet(arguments: &[&str]) -> Command {
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"FAASNET_")) {
         command.env_remove(name);
     }
+    // Agents of tests that run at the same time must not want the same port; those in clusters are given others.
+    command.env("FAASNET_AGENT_MIRROR_LISTEN", "off");
     command.args(arguments).stdin(Stdio::null());
     command
 }

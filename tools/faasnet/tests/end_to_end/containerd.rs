@@ -75,7 +75,9 @@ fn all_at_once(hosts: &RuntimeHosts, forms: &Forms) {
         said(&format!("pull on host {index}"), pull.wait_with_output().unwrap());
     }
     let (sent, image) = (hosts.origin_bytes() - before, forms.blob_bytes("burst"));
-    assert!(sent as f64 <= 1.02 * image as f64, "the origin sent {sent} bytes of an image of {image}");
+    // Nobody provisioned these hosts together: who joins first reads both stripes, and gives one up to a later one in the middle of a read.
+    let in_flight = 2 * MIB;
+    assert!(sent <= image + image / 50 + in_flight, "the origin sent {sent} bytes of an image of {image}");
     for index in 0..HOSTS {
         assert_eq!(hosts.run(index, "burst", &["/bin/cat", "/greeting"]), "hello from burst\n");
         assert!(hosts.metric(index, "faasnet_mirror_bytes_total") >= image, "host {index} pulled past its mirror");

@@ -37,6 +37,7 @@ async fn a_node_without_room(mut lab: Lab, store: &Path, arguments: &[&str], rea
     let function = lab.create("app", "twin").await.unwrap();
     let mut command = tokio::process::Command::new(exe());
     command.args(["agent", "--name", "small", "--listen", "127.77.0.200:0", "--admin", "127.0.0.1:0"]);
+    command.args(["--mirror-listen", "off"]);
     command.arg("--controller").arg(lab.cluster.url()).arg("--secret-file").arg(lab.cluster.secret_file());
     command.arg("--store-dir").arg(store).args(arguments);
     let small = Daemon::start("small".into(), command, lab.dir.path()).await.unwrap();

@@ -152,7 +152,7 @@ fn the_daemons_start(host: &Host) {
             &secret[..],
             &["--config".into(), file("etc/faasnet/agent.toml"), "--store-dir".into(), file("var/lib/faasnet")],
             &["--controller".into(), format!("http://{address}")],
-            &["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"].map(str::to_owned),
+            &["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--mirror-listen", "off"].map(str::to_owned),
         ]
         .concat(),
     );

@@ -155,6 +155,7 @@ async fn grpc_is_encrypted_for_who_has_the_right_certificates() {
 
     let mut agent = Command::new(exe());
     agent.args(["agent", "--name", "n1", "--listen", "127.77.0.97:0", "--admin", "127.0.0.1:0"]);
+    agent.args(["--mirror-listen", "off"]);
     agent.args(["--controller", &https, "--tls-ca", &ca, "--secret-file", &secret]);
     agent.arg("--store-dir").arg(dir.path().join("store"));
     let mut agent = Daemon::start("n1".into(), agent, dir.path()).await.unwrap();

@@ -205,6 +205,8 @@ fn who_waits_is_passed_on_once() {
     // Block 3 is owed to the child still, and asked for out of turn.
     let present = BlockSet::from_words(40, [0b1111]);
     assert_eq!(relay.downstream.next_from_store(ChildId(1), &present), Some(BlockIndex(3)));
-    (0..40).for_each(|block| drop(relay.hurry(BlockIndex(block))));
-    assert!(relay.hurried().count() <= MAX_DEMANDS);
+    let geometry = Geometry::new(CHUNK_BYTES, BLOCK_BYTES, [100 << 20]).unwrap();
+    relay.set_image(Arc::new(geometry.clone()), &BlockSet::new(geometry.blocks()));
+    let asked = (0..geometry.blocks()).filter(|block| relay.hurry(BlockIndex(*block)).is_some()).count();
+    assert_eq!((asked + 1, relay.hurried().count()), (MAX_DEMANDS, MAX_DEMANDS), "block 5 was asked for before");
 }

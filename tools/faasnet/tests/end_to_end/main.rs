@@ -17,6 +17,7 @@ mod demo;
 mod failures;
 mod full_store;
 mod https;
+mod going;
 mod idle;
 mod image_forms;
 mod images;

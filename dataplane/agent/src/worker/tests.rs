@@ -23,6 +23,7 @@ use crate::link::WorkerLink;
 use crate::test_support::{claims, controller_key, node_key, ticket_for, trust};
 
 mod differential;
+mod hurry;
 mod keeping;
 mod slow_disk;
 

@@ -301,7 +301,9 @@ fn parse_ready(line: &str) -> Option<HashMap<String, SocketAddr>> {
 
 pub(crate) fn last_line(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
-    let line = text.lines().rev().find(|line| !line.trim().is_empty());
+    // Below an error about an argument there is only how to call the program.
+    let line = text.lines().rev().find(|line| line.starts_with("error: "));
+    let line = line.or_else(|| text.lines().rev().find(|line| !line.trim().is_empty()));
     line.map_or_else(
         || format!("its log {} is empty", log.display()),
         |line| line.trim_start_matches("error: ").to_owned(),
@@ -352,7 +354,7 @@ mod tests {
     async fn a_daemon_that_fails_shows_its_last_words() {
         let dir = tempfile::tempdir().unwrap();
         let mut command = Command::new("sh");
-        command.args(["-c", "echo 'error: port taken; choose another' >&2; exit 1"]);
+        command.args(["-c", "printf 'error: port taken; choose another\n\nFor more, try --help.\n' >&2; exit 1"]);
         let error = Daemon::start("n1".into(), command, dir.path()).await.unwrap_err().to_string();
         assert_eq!(error, "n1 did not start: port taken; choose another");
     }

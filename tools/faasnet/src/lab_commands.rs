@@ -124,6 +124,9 @@ pub struct UpArgs {
 pub struct DownArgs {
     /// Only this lab [default: what crashes left, and the only one that is up]
     pub id: Option<LabId>,
+    /// The same, as other commands take it
+    #[arg(long = "id", value_name = "ID", conflicts_with = "id")]
+    pub named: Option<LabId>,
 }
 
 /// `faasnet lab shell`

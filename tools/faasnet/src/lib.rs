@@ -29,6 +29,7 @@ pub mod progress;
 pub mod provision;
 pub mod pull;
 pub mod registry;
+pub mod room;
 pub mod run;
 pub mod service;
 pub mod settings;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use faasnet_api::{ImageId, v1};
 use futures_util::{StreamExt, TryStreamExt, stream};
 
@@ -17,7 +17,7 @@ use crate::cluster::{Cluster, ClusterOptions};
 use crate::nodes::{self, FunctionTrees};
 use crate::progress::{self, Display};
 use crate::view::{FunctionView, NodeView};
-use crate::{functions, output, provision};
+use crate::{functions, output, provision, room};
 
 /// What the demo's function is called.
 const TENANT: &str = "demo";
@@ -58,7 +58,8 @@ impl Demo {
         let (json, policy, source) = (self.json, self.args.policy.to_string(), self.source.as_ref());
         let work = async {
             let function = register(&mut control, json, reference, policy, plain_http).await?;
-            room_for(&self.dir, function.image_bytes, names.len())?;
+            let needed = function.image_bytes.saturating_mul(names.len() as u64);
+            room::check(&self.dir, needed, &format!("{} nodes", names.len()), "fewer --agents or a smaller --size")?;
             let registration = source.and_then(Source::log).unwrap_or_default();
             spread(&mut control, json, names).await?;
             let trees = nodes::trees(&mut control, TENANT, FUNCTION).await?;
@@ -227,19 +228,4 @@ async fn spread(control: &mut Control, json: bool, nodes: Vec<String>) -> Result
     let mut display = Display::new(json);
     let request = v1::ProvisionRequest { tenant: TENANT.into(), function: FUNCTION.into(), count: 0, nodes };
     provision::provision(control, request, |nodes| display.update(nodes)).await.map(drop)
-}
-
-/// Fails early, with a way out, rather than late with a full disk.
-fn room_for(dir: &std::path::Path, image_bytes: u64, nodes: usize) -> Result<()> {
-    let disk =
-        rustix::fs::statvfs(dir).with_context(|| format!("cannot ask for the free space of {}", dir.display()))?;
-    let (free, needed) = (disk.f_bavail * disk.f_frsize, image_bytes * nodes as u64);
-    ensure!(
-        free >= needed,
-        "{nodes} nodes need {} in {}, which has {} free; choose another folder with --dir, fewer --agents or a smaller --size",
-        output::bytes(needed),
-        dir.display(),
-        output::bytes(free)
-    );
-    Ok(())
 }

@@ -70,6 +70,20 @@ pub struct FaultPlan {
     pub seconds: Option<f64>,
 }
 
+impl Target {
+    /// What is missing when no host is this target.
+    pub fn absence(&self) -> &'static str {
+        match self {
+            Self::Root => "no living host read the origin for the first tree",
+            Self::Inner => {
+                "no host was inner (one above it, one below it): the trees need more hosts, such as --hosts 7"
+            }
+            Self::Two => "no two inner hosts fed different ones: the trees need more hosts, such as --hosts 15",
+            _ => "no living host was that",
+        }
+    }
+}
+
 impl FaultPlan {
     /// How many hosts it keeps back.
     pub fn joins(&self) -> usize {

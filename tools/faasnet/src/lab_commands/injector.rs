@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::chaos;
 use super::cluster::LabCluster;
-use super::fault::{FaultPlan, Kind};
+use super::fault::{FaultPlan, Kind, Target};
 use super::plan::Plan;
 use super::victims::{Scene, Victim};
 use crate::cluster::Daemon;
@@ -46,6 +46,19 @@ struct Pending {
     plan: FaultPlan,
     /// Seconds since the start; else the share of the image decides.
     at: Option<f64>,
+    /// Why nobody was hit so far.
+    missed: Missed,
+}
+
+/// Why a disturbance has not happened.
+#[derive(Debug, Clone, Copy)]
+enum Missed {
+    /// It was not time.
+    Early,
+    /// No host is what it is aimed at.
+    Nobody,
+    /// The daemon was away already.
+    Away,
 }
 
 /// What the run looks like when the injector is asked.
@@ -80,9 +93,9 @@ pub struct Injector {
 impl Injector {
     /// The disturbances of `plan`.
     pub fn new(plan: &Plan) -> Self {
-        let planned = plan.faults.iter().cloned().map(|plan| Pending { plan, at: None });
+        let planned = plan.faults.iter().cloned().map(|plan| Pending { plan, at: None, missed: Missed::Early });
         let random = plan.chaos.map(|seed| chaos::schedule(seed, plan.seconds, plan.hosts)).unwrap_or_default();
-        let random = random.into_iter().map(|(at, plan)| Pending { plan, at: Some(at) });
+        let random = random.into_iter().map(|(at, plan)| Pending { plan, at: Some(at), missed: Missed::Early });
         Self {
             pending: planned.chain(random).collect(),
             undo: Vec::new(),
@@ -96,10 +109,15 @@ impl Injector {
         }
     }
 
-    /// Whether nothing is to be done or undone any more. What could not happen because the image was there first is reported.
+    /// Whether nothing is to be done or undone any more. What never happened is reported with the reason; if it was asked for by name,
+    /// that is a problem: the run does not show what it was made for.
     pub fn is_done(&mut self, complete: bool) -> bool {
         if complete {
             for late in self.pending.drain(..) {
+                let note = late.missed.words(&late.plan.target);
+                if late.at.is_none() {
+                    self.problems.push(format!("the fault {} hit nobody: {note}", late.plan));
+                }
                 self.reports.push(FaultReport {
                     fault: late.plan,
                     victims: Vec::new(),
@@ -107,7 +125,7 @@ impl Injector {
                     at_seconds: late.at.unwrap_or_default(),
                     held_percent: Vec::new(),
                     counts: false,
-                    note: "the image was everywhere before".into(),
+                    note,
                     deaths: Vec::new(),
                 });
             }
@@ -119,7 +137,7 @@ impl Injector {
     pub async fn tick(&mut self, cluster: &mut LabCluster, moment: &Moment<'_>) {
         self.undo_due(cluster).await;
         let mut waiting = Vec::new();
-        for pending in std::mem::take(&mut self.pending) {
+        for mut pending in std::mem::take(&mut self.pending) {
             let living = self.living();
             let scene = Scene {
                 trees: moment.trees,
@@ -135,7 +153,10 @@ impl Injector {
                         self.problems.push(format!("{}: {name} failed: {error:#}", victim.name()));
                     }
                 }
-                None => waiting.push(pending),
+                None => {
+                    pending.missed = self.missed(cluster, &pending.plan, &scene);
+                    waiting.push(pending);
+                }
             }
         }
         self.pending = waiting;
@@ -163,9 +184,13 @@ impl Injector {
     pub async fn now(&mut self, cluster: &mut LabCluster, plan: FaultPlan, moment: &Moment<'_>) -> Result<FaultReport> {
         let living = self.living();
         let Moment { trees, held_percent, .. } = *moment;
+        let fault_target = &plan.target;
         let scene = Scene { trees, held_percent, living: &living, early: living.len() };
         let victims = scene.victims(&plan);
-        let victims = victims.context("no host is that now; is the image provisioned? Name a host, such as n3")?;
+        let victims = victims.with_context(|| match trees.iter().all(|tree| tree.edges.is_empty()) {
+            true => "no host is in a tree; provision the image first, or name a host, such as n3".into(),
+            false => format!("{}; or name a host, such as n3", fault_target.absence()),
+        })?;
         for victim in &victims {
             let up = self.is_up(cluster, *victim);
             ensure!(up, "{} is down already; bring it back with `faasnet lab fault heal {0}`", victim.name());
@@ -272,6 +297,14 @@ impl Injector {
             None => victims.iter().all(|victim| scene.held(&pending.plan, *victim) >= pending.plan.percent),
         };
         is_time.then_some(victims)
+    }
+
+    fn missed(&self, cluster: &LabCluster, plan: &FaultPlan, scene: &Scene<'_>) -> Missed {
+        match scene.victims(plan) {
+            None => Missed::Nobody,
+            Some(victims) if victims.iter().any(|victim| !self.is_up(cluster, *victim)) => Missed::Away,
+            Some(_) => Missed::Early,
+        }
     }
 
     fn is_up(&self, cluster: &LabCluster, victim: Victim) -> bool {
@@ -416,6 +449,9 @@ impl FaultReport {
 
     /// One line.
     pub fn text(&self) -> String {
+        if self.victims.is_empty() {
+            return format!("fault {}  hit nobody: {}", self.fault, self.note);
+        }
         let held: Vec<_> = self.held_percent.iter().map(|percent| format!("{percent} %")).collect();
         let counts = match (self.counts, self.note.is_empty()) {
             (true, true) => "",
@@ -430,6 +466,16 @@ impl FaultReport {
             held.join(" "),
             self.note
         )
+    }
+}
+
+impl Missed {
+    fn words(self, target: &Target) -> String {
+        match self {
+            Self::Early => "the image was everywhere before".into(),
+            Self::Nobody => target.absence().into(),
+            Self::Away => "its victim was away already".into(),
+        }
     }
 }
 

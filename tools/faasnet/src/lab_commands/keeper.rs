@@ -2,8 +2,10 @@
 //!
 //! The keeper starts the daemons with a pipe to itself; when it ends, however it ends, they end. `down` ends it and removes the rest.
 
+use std::ffi::OsString;
 use std::io::{Read, Seek};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
@@ -54,10 +56,12 @@ pub async fn up(global: &Global, args: UpArgs) -> Result<()> {
     if global.json {
         return output::line(description);
     }
+    let own = std::env::args_os().next().unwrap_or_else(|| "faasnet".into());
+    let own = Path::new(&own).display();
     output::line(format!(
-        "the lab {id} is up: {} hosts at {}\nlook around:  faasnet lab shell --id {id} -- faasnet nodes\n\
-         bring the image everywhere:  faasnet lab shell --id {id} -- faasnet provision {FUNCTION} --tenant lab --count {}\n\
-         take it down:  faasnet lab down {id}",
+        "the lab {id} is up: {} hosts at {}\nlook around:  {own} lab shell --id {id} -- faasnet nodes\n\
+         bring the image everywhere:  {own} lab shell --id {id} -- faasnet provision {FUNCTION} --tenant lab --count {}\n\
+         take it down:  {own} lab down {id}",
         args.hosts.hosts,
         Plan::from(&args).rate(),
         args.hosts.hosts
@@ -96,7 +100,7 @@ pub async fn keep(args: UpArgs) -> Result<()> {
 /// `lab down`.
 pub fn down(global: &Global, args: DownArgs) -> Result<()> {
     let mut removed = Vec::new();
-    for id in args.id.map_or_else(unused, |id| Ok(vec![id]))? {
+    for id in args.id.or(args.named).map_or_else(unused, |id| Ok(vec![id]))? {
         let state = State::read(&id);
         if let Some(state) = state.as_ref().filter(|state| state.is_owned()) {
             ensure!(state.stays, "the lab {id} is used by process {}; it goes when that ends", state.owner);
@@ -150,9 +154,18 @@ pub fn shell(args: ShellArgs) -> Result<ExitCode> {
         true => command.arg(std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into())),
         false => command.args(args.command),
     };
+    command.env("PATH", path_with_own_folder()?);
     command.env("FAASNET_CONTROLLER", format!("http://{}:7400", network.controller().address));
     command.env("FAASNET_SECRET_FILE", folder.join("secret")).env("FAASNET_LAB", network.id().to_string());
     Err(command.exec()).context("cannot enter the host; is nsenter (util-linux) installed?")
+}
+
+/// The folders of programs, this program's own first: `faasnet` is found in the shell also where nobody installed it, in this version.
+fn path_with_own_folder() -> Result<OsString> {
+    let exe = std::env::current_exe().context("cannot find this program's own file")?;
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = exe.parent().map(Path::to_owned).into_iter().chain(std::env::split_paths(&path));
+    std::env::join_paths(folders).context("the folder of this program cannot be put into PATH; run it from another one")
 }
 
 /// The lab called `id`, or the only one that stays.

@@ -14,6 +14,7 @@ use super::fault::FaultPlan;
 use super::image;
 use super::{HostArgs, ImageArgs, ProvisionArgs, UpArgs};
 use crate::cli::{Engine, parse_bytes};
+use crate::room;
 
 /// How the image gets to the hosts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -129,6 +130,15 @@ impl Plan {
         let joins: usize = self.faults.iter().map(FaultPlan::joins).sum();
         ensure!(joins < self.hosts, "{joins} of {} hosts join late; at least one must be there before", self.hosts);
         self.faults.iter().try_for_each(|fault| fault.check(self.hosts))
+    }
+
+    /// Refuses an image for which `dir` has no room: once as it is made, and once per host and per run that is kept.
+    pub fn check_room(&self, dir: &Path) -> Result<()> {
+        let runs = if self.keep { self.runs } else { 1 };
+        let copies = self.hosts * runs + usize::from(self.image.is_none());
+        let needed = self.size.saturating_mul(copies as u64);
+        let what = format!("{copies} copies of the image ({} hosts)", self.hosts);
+        room::check(dir, needed, &what, "a smaller --size or fewer --hosts")
     }
 
     /// The rate of every link: as given; else 100 Mbit/s, or with chaos what makes the image take most of the time of the disturbances.

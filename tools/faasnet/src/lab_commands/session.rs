@@ -40,6 +40,7 @@ impl Session {
         let cannot = || format!("cannot make {}; choose another place with --dir", folder.display());
         // A folder that was there before is not ours to remove.
         ensure!(!folder.exists(), "{}: it exists already", cannot());
+        plan.check_room(&parent(plan.dir.as_deref())?)?;
         let session = Self { network: Network::up(options)?, folder: folder.clone(), open: true };
         // Noted before it is made: a crash in between leaves a note without a folder, not a folder without a note.
         State::update(&id, |state| {

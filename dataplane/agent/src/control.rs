@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use faasnet_api::{BlockIndex, FunctionId, ImageId, Introduction, KeySet, SigningKey, Stripe, Verify, v1};
 use faasnet_store::{Store, StoredImage};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -38,7 +38,7 @@ pub(crate) enum Input {
     /// The controller orders.
     Order(Box<Order>),
     /// Somebody on this node asks for a function.
-    Join { tenant: String, name: String },
+    Join { tenant: String, name: String, heard: oneshot::Sender<()> },
     /// The store has answered.
     Opened(Opened),
     /// A complete image could not be made durable.
@@ -197,7 +197,13 @@ impl<W: WorkerLink> Control<W> {
                 }
             }
             Input::Order(order) => self.take_order(*order)?,
-            Input::Join { tenant, name } => self.join(tenant, name),
+            Input::Join { tenant, name, heard } => {
+                self.join(tenant, name);
+                // Whoever looks after the answer must not see the refusal of an earlier wish.
+                self.publish();
+                // Ignored: the asker has gone.
+                let _ = heard.send(());
+            }
             Input::Opened(opened) => self.opened(opened)?,
             Input::Image { wish, answer } => self.want_image(wish, answer),
             Input::Hurry { function, image, blocks } => {

@@ -96,6 +96,9 @@ impl Global {
     }
 }
 
+/// Whose functions are meant where nobody is named.
+pub const DEFAULT_TENANT: &str = "default";
+
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -163,7 +166,7 @@ pub enum Command {
 #[derive(Debug, Clone, Args)]
 pub struct Tenant {
     /// Who owns the function
-    #[arg(long, env = "FAASNET_TENANT", default_value = "default")]
+    #[arg(long, env = "FAASNET_TENANT", default_value = DEFAULT_TENANT)]
     pub tenant: String,
 }
 
@@ -375,7 +378,7 @@ Example, on a node:
 pub struct PullArgs {
     /// The function's name
     pub function: String,
-    /// The folder to write; must not exist or be empty
+    /// The folder to write; new, or a layout to which the image is added
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// The admin endpoint of this node's agent

@@ -75,6 +75,11 @@ pub fn explain(status: Status) -> anyhow::Error {
         Code::Unauthenticated | Code::PermissionDenied => {
             anyhow!("{message}; give the cluster's secret with --secret-file FILE (or FAASNET_SECRET_FILE)")
         }
+        Code::Internal if message.contains("invalid compression flag") => {
+            anyhow!(
+                "what answers is no gRPC; the controller's gRPC port is 7400 by default, 7401 is its page and HTTP API"
+            )
+        }
         Code::Unavailable | Code::Unknown => {
             anyhow!(
                 "the controller went away ({}); is `faasnet controller` still running? If it speaks TLS, write https:// and give --tls-ca",

@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use faasnet_api::v1;
 use tokio_stream::StreamExt;
 
-use crate::cli::{CreateArgs, FunctionCommand, Global, RemoveArgs};
+use crate::cli::{CreateArgs, DEFAULT_TENANT, FunctionCommand, Global, RemoveArgs};
 use crate::client::{self, Control};
 use crate::output;
 use crate::progress;
@@ -52,7 +52,11 @@ async fn create_command(global: &Global, control: &mut Control, args: CreateArgs
     if !created.note.is_empty() {
         output::line(format!("note: {}", created.note))?;
     }
-    output::line(format!("next: faasnet provision {} --count N", created.function))
+    let tenant = match created.tenant == DEFAULT_TENANT {
+        true => String::new(),
+        false => format!(" --tenant {}", created.tenant),
+    };
+    output::line(format!("next: faasnet provision {}{tenant} --count N", created.function))
 }
 
 /// Registers a function; `progress` is told bytes read and bytes in total.

@@ -37,14 +37,23 @@ pub async fn run(global: &Global, args: ProvisionArgs) -> Result<()> {
 
 /// Says who holds the function; an error when somebody who shall does not.
 fn finish(global: &Global, tenant: &str, function: &str, nodes: &[NodeView]) -> Result<()> {
-    let complete = nodes.iter().filter(|node| node.is_complete()).count();
+    // What a dead node has on its disk is of no use to anybody.
+    let holds = |node: &&NodeView| node.is_complete() && node.alive;
+    let complete = nodes.iter().filter(holds).count();
     if global.json {
         output::json(&Provisioned { tenant, function, complete, nodes })?;
     } else {
         output::line(format!("{complete} of {} nodes hold {}", nodes.len(), function))?;
     }
-    match nodes.iter().find(|node| !node.is_complete()) {
+    let missing = nodes.iter().find(|node| !holds(node));
+    match missing {
         None => Ok(()),
+        Some(node) if !node.alive => bail!(
+            "{} of {} nodes do not hold {function}: there is no sign of life from {}; see `faasnet nodes`",
+            nodes.len() - complete,
+            nodes.len(),
+            node.name
+        ),
         Some(node) => bail!(
             "{} of {} nodes do not hold {}: {} is {} ({}); see `faasnet tree {}`",
             nodes.len() - complete,

@@ -66,7 +66,12 @@ async fn wait_complete(agent: &Admin, json: bool, tenant: &str, function: &str) 
     let asked = Instant::now();
     let mut joined = false;
     loop {
-        match agent.held(tenant, function).await? {
+        let held = match agent.held(tenant, function).await {
+            // Perhaps the refusal of an earlier wish: it does not count against this one.
+            Err(_) if !joined => None,
+            held => held?,
+        };
+        match held {
             Some(held) if held.state == "complete" => {
                 bar.finish_and_clear();
                 return Ok(held);

@@ -16,7 +16,7 @@ use crate::output;
 /// `faasnet sim`
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Scenarios: at-once, thousand, bursts, many-functions, deaths, controller-away, slow-tenth, crossing;
+Scenarios: at-once, thousand, bursts, many-functions, deaths, controller-away, slow-tenth, crossing, orphans;
            chaos: at most 50 nodes and 64 MiB, and by the seed anything goes wrong
 
 Examples:

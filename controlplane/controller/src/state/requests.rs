@@ -68,15 +68,6 @@ impl State {
 
     fn create(&mut self, new: NewFunction) -> Result<v1::FunctionInfo, Refusal> {
         let id = FunctionId::new(&new.tenant, &new.name);
-        if let Some(function) = self.functions.get(&id) {
-            if function.image == new.descriptor.id() {
-                return Ok(function.info());
-            }
-            return Err(Refusal::already_exists(format!(
-                "function {:?} of tenant {:?} exists with another image ({}, from {}); remove it first or use another name",
-                new.name, new.tenant, function.image, function.reference
-            )));
-        }
         let (policy, note) = match new.policy {
             Policy::Twin if !new.descriptor.origin().ranges() => (
                 Policy::Complete,
@@ -84,6 +75,22 @@ impl State {
             ),
             asked => (asked, ""),
         };
+        if let Some(function) = self.functions.get(&id) {
+            if function.image == new.descriptor.id() {
+                let (has, memory_mib) = (function.trees.policy(), function.memory_mib);
+                if (has, memory_mib) == (policy, new.memory_mib) {
+                    return Ok(function.info());
+                }
+                return Err(Refusal::already_exists(format!(
+                    "function {:?} of tenant {:?} exists with policy {has} and {memory_mib} MiB; remove it first or use another name",
+                    new.name, new.tenant
+                )));
+            }
+            return Err(Refusal::already_exists(format!(
+                "function {:?} of tenant {:?} exists with another image ({}, from {}); remove it first or use another name",
+                new.name, new.tenant, function.image, function.reference
+            )));
+        }
         let function = Function {
             id,
             tenant: new.tenant,

@@ -18,7 +18,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use faasnet_api::FunctionId;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::budget::Budget;
@@ -145,8 +145,11 @@ async fn join(
     State(shared): State<Shared>,
     Path((tenant, function)): Path<(String, String)>,
 ) -> Result<impl IntoResponse, Refused> {
-    let stopping = |_| Refused(StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping".into());
+    let stopping = || Refused(StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping".into());
     let controller = if shared.view().term.is_some() { "asked" } else { "away; it is asked as soon as it is back" };
-    shared.inputs.send(Input::Join { tenant, name: function }).await.map_err(stopping)?;
+    let (heard, was_heard) = oneshot::channel();
+    let asked = shared.inputs.send(Input::Join { tenant, name: function, heard }).await;
+    asked.map_err(|_| stopping())?;
+    was_heard.await.map_err(|_| stopping())?;
     Ok((StatusCode::ACCEPTED, Json(serde_json::json!({ "controller": controller }))))
 }

@@ -38,7 +38,14 @@ async fn a_day_with_the_command_line() {
         let run = |arguments: &[&str]| text(&at(&url, &secret, arguments));
         let json = |arguments: &[&str]| json(&at(&url, &secret, arguments));
         assert!(run(&["function", "ls"]).contains("no functions yet"));
+        // A refusal must not outlive its reason.
+        let pull = ["pull", "app", "--agent", &admin, "--out", &out_text];
+        let refused = error_of(&at(&url, &secret, &pull));
+        assert!(refused.contains("no function"), "{refused}");
         let created = json(&["function", "create", "app", "--image", &reference, "--plain-http"]);
+        let other = ["function", "create", "app", "--image", &reference, "--plain-http", "--policy", "complete"];
+        let other = error_of(&at(&url, &secret, &other));
+        assert!(other.contains("exists with policy twin"), "{other}");
         assert_eq!((&created["policy"], &created["blobs"]), (&"twin".into(), &3.into()));
         assert!(run(&["function", "ls"]).contains(&reference));
         let lines = run(&["provision", "app", "--nodes", "n1,n2"]);
@@ -59,7 +66,7 @@ async fn a_day_with_the_command_line() {
         let whys: Vec<String> = story["served_by"].as_array().unwrap().iter().map(why).collect();
         assert!(whys.iter().any(|why| why == "root of this stripe" || why == "planned parent"), "{whys:?}");
         // n3 does not hold it yet: pulling makes it join.
-        let pulled = json(&["pull", "app", "--agent", &admin, "--out", &out_text]);
+        let pulled = json(&pull);
         assert_eq!(pulled["bytes"], created["image_bytes"]);
         assert_eq!(json(&["tree", "app"])["nodes"].as_array().unwrap().len(), 3);
         assert_eq!(json(&["release", "app", "--nodes", "n1"])["released"], 1);
@@ -84,6 +91,7 @@ async fn mistakes_are_explained() {
     let wrong = lab.dir.path().join("wrong");
     std::fs::write(&wrong, "another secret of some length").unwrap();
     let wrong = wrong.display().to_string();
+    let http = lab.cluster.http_url();
     tokio::task::spawn_blocking(move || {
         let error = |arguments: &[&str]| error_of(&at(&url, &secret, arguments));
         assert!(error(&["tree", "ghost"]).contains("ghost"));
@@ -95,6 +103,7 @@ async fn mistakes_are_explained() {
         assert!(error.contains("secret"), "{error}");
         let error = error_of(&["nodes", "--controller", "http://127.0.0.1:1"]);
         assert!(error.contains("127.0.0.1:1") && error.contains("faasnet controller"), "{error}");
+        assert!(error_of(&["nodes", "--controller", &http]).contains("7401"), "{http}");
         let error = error_of(&["pull", "f", "--out", "/tmp/never", "--agent", "http://127.0.0.1:1"]);
         assert!(error.contains("faasnet agent"), "{error}");
     })

@@ -3,9 +3,16 @@
 //! The control side asks and waits for no answer; a blocking thread runs [`Opening::run`].
 
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use faasnet_api::{Descriptor, FunctionId, ImageId};
 use faasnet_store::{Store, StoreError, StoredImage};
+
+/// How long whoever reads a copy of an image that was let go (a response of the mirror that is being cut) may take to notice.
+const LINGERS: Duration = Duration::from_millis(300);
+/// How often it is looked whether it has.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -43,6 +50,44 @@ impl Opening {
             return Ok(held.filter(|stored| stored.tenant() == self.tenant));
         };
         let descriptor = Descriptor::decode(bytes, self.image).map_err(|error| Unopened::Failed(error.to_string()))?;
-        store.open_image(&self.tenant, Arc::new(descriptor)).map(Some).map_err(failed)
+        let (descriptor, deadline) = (Arc::new(descriptor), Instant::now() + LINGERS);
+        loop {
+            match store.open_image(&self.tenant, descriptor.clone()) {
+                Err(StoreError::OtherTenant(_)) if Instant::now() < deadline => thread::sleep(LOOK),
+                opened => return opened.map(Some).map_err(failed),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_support::image;
+    use faasnet_api::Origin;
+
+    /// Catches an image that fails for good because the tenant before was read for a moment longer than it held it, and one that two
+    /// tenants have.
+    #[test]
+    fn a_last_reader_of_the_tenant_before_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path(), None).unwrap();
+        let (_, descriptor) = image(&[100], Origin::Layout { path: "/nowhere".into() });
+        let held = store.open_image("before", descriptor.clone()).unwrap();
+        let opening = Opening {
+            function: FunctionId::new("t", "f"),
+            image: descriptor.id(),
+            tenant: "t".into(),
+            descriptor: Some(descriptor.encode()),
+            for_worker: false,
+            drops: 0,
+        };
+        assert!(matches!(opening.run(&store), Err(Unopened::OtherTenant(_))));
+        let opened = thread::scope(|scope| {
+            let opened = scope.spawn(|| opening.run(&store));
+            drop(held);
+            opened.join().unwrap()
+        });
+        assert_eq!(opened.unwrap().unwrap().tenant(), "t");
     }
 }

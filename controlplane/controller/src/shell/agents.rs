@@ -92,7 +92,14 @@ async fn serve(
         match event {
             // Takes its time: other events of the agent go on, and the registration too if the agent goes away.
             Ok(Some(v1::Event { event: Some(v1::event::Event::ImageWanted(wanted)) })) if wanted.register => {
-                let Ok(place) = pending.clone().try_acquire_owned() else { continue };
+                let Ok(place) = pending.clone().try_acquire_owned() else {
+                    // Too many at once: answered, by what is known without the registry. The next pull asks again.
+                    let event = v1::event::Event::ImageWanted(wanted);
+                    if owner.send(Message::Input(Input::Heard { session: id, event })).await.is_err() {
+                        return;
+                    }
+                    continue;
+                };
                 let (owner, wishes) = (owner.clone(), wishes.clone());
                 tokio::spawn(async move {
                     wishes.fulfil(id, &wanted).await;

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use super::catalogue::Found;
 use super::socket::Socket;
-use super::{Mirror, is_on_its_way};
+use super::{Mirror, is_let_go, is_on_its_way};
 use crate::control::Input;
 
 /// How often a response that waits looks whether its block has come.
@@ -57,8 +57,16 @@ impl Part {
         self.bytes.is_empty() || self.found.stored.present().contains(self.block(self.bytes.start))
     }
 
-    /// Sends it whole, waiting for what has not arrived.
+    /// Sends it whole, waiting for what has not arrived; as long as the image is this node's.
     pub(super) async fn send(&self, socket: &Socket, mirror: &Mirror) -> Result<(), Cut> {
+        tokio::select! {
+            biased;
+            () = is_let_go(&mirror.catalogue, &self.found) => Err(Cut::Dropped),
+            sent = self.send_as_it_comes(socket, mirror) => sent,
+        }
+    }
+
+    async fn send_as_it_comes(&self, socket: &Socket, mirror: &Mirror) -> Result<(), Cut> {
         let stored = &self.found.stored;
         let block_bytes = u64::from(stored.geometry().block_bytes());
         let file_start = stored.geometry().entry_range(self.entry).start;
@@ -69,10 +77,15 @@ impl Part {
             let last = self.block(self.bytes.end - 1);
             let ready = (first.0..=last.0).take(STEP_BLOCKS as usize);
             let ready = ready.take_while(|block| stored.present().contains(BlockIndex(*block))).count() as u64;
+            if ready == 0 {
+                // Another response has found it damaged since.
+                continue;
+            }
             self.verify(first, ready as u32, mirror).await?;
             let end = ((offset / block_bytes + ready) * block_bytes).min(self.bytes.end);
             socket.send_file(stored.file(), file_start + offset, end - offset).await?;
             mirror.counters.sent(end - offset);
+            (first.0..first.0 + ready as u32).for_each(|block| stored.went_through_cache(BlockIndex(block)));
             offset = end;
         }
         Ok(())
@@ -109,15 +122,21 @@ impl Part {
     async fn wait_for(&self, block: BlockIndex, socket: &Socket, mirror: &Mirror) -> Result<(), Cut> {
         let present = self.found.stored.present();
         let (mut moved, mut count, mut hurried) = (Instant::now(), present.count(), None);
+        // As `moved`, but nobody's word extends it.
+        let mut came = moved;
         while !present.contains(block) {
             let now = Instant::now();
             let waits = is_on_its_way(&mirror.catalogue, &self.found).ok_or(Cut::Dropped)?;
-            if waits || present.count() != count {
-                (moved, count) = (now, present.count());
+            if present.count() != count {
+                (came, moved, count) = (now, now, present.count());
+            } else if waits {
+                moved = now;
             }
-            if now.duration_since(moved) >= mirror.patience {
-                mirror.stalled.note(self.found.stored.descriptor().id(), count);
-                return Err(Cut::Stalled(mirror.patience));
+            for (since, limit) in [(moved, mirror.limits.stalled), (came, mirror.limits.held_up)] {
+                if now.duration_since(since) >= limit {
+                    mirror.stalled.note(self.found.stored.descriptor().id(), count);
+                    return Err(Cut::Stalled(limit));
+                }
             }
             if !socket.is_open() {
                 return Err(Cut::Client(std::io::ErrorKind::ConnectionAborted.into()));

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use faasnet_api::{FunctionId, Origin};
+use faasnet_api::{BlockIndex, FunctionId, Origin};
 use faasnet_origin::{RegistryReference, image_names};
 use faasnet_store::StoredImage;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -16,6 +16,7 @@ use super::settings::OnMiss;
 use crate::control::Input;
 use crate::table::{Phase, Row};
 use crate::view::View;
+use crate::worker::mailbox::ReportState;
 
 /// How long the controller may take to say who has an image. One of an earlier version never answers.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -88,7 +89,11 @@ impl Catalogue {
         let mut view = self.view.clone();
         let known = timeout(DESCRIPTOR, view.wait_for(|view| view.rows.get(&function).is_some_and(is_decided))).await;
         match known {
-            Ok(Ok(_)) => self.held(&name).ok_or_else(|| format!("the image of {name} cannot be held on this node")),
+            // Of several with this name the one that the controller means, if it can be held.
+            Ok(Ok(_)) => self
+                .of(function, &name)
+                .or_else(|| self.held(&name))
+                .ok_or_else(|| format!("the image of {name} cannot be held on this node")),
             _ => Err(format!("what {name} is made of has not arrived yet")),
         }
     }
@@ -100,9 +105,12 @@ impl Catalogue {
             let held = view.rows.iter().filter_map(|(function, row)| {
                 let stored = row.stored.as_ref().filter(|stored| is_of(stored, repository))?;
                 let entry = stored.descriptor().entries().iter().position(|entry| entry.digest == digest)?;
-                Some((stored.bytes_present(), *function, entry))
+                let is_here =
+                    stored.geometry().entry_blocks(entry).all(|block| stored.present().contains(BlockIndex(block)));
+                let comes = !matches!(row.state(), ReportState::Failed(_));
+                Some(((is_here, comes, stored.bytes_present()), *function, entry))
             });
-            // Of several images with this layer the one that has the most.
+            // Of several images with this layer one that has it whole, else the one that has the most of those that go on.
             held.max()
         };
         let settled = |view: &Arc<View>| find(view).is_some() || view.rows.values().all(is_decided);
@@ -115,13 +123,20 @@ impl Catalogue {
 
     fn held(&self, name: &str) -> Option<Found> {
         let view = self.view.borrow().clone();
-        let named = |row: &&Row| {
-            let stored = row.stored.as_ref();
-            stored.is_some_and(|stored| image_names(stored.descriptor()).iter().any(|other| other == name))
-        };
-        let (function, row) = view.rows.iter().find(|(_, row)| named(row))?;
+        let (function, row) = view.rows.iter().find(|(_, row)| is_named(row, name))?;
         Found::new(*function, row)
     }
+
+    /// The image of that function, if it has that name.
+    fn of(&self, function: FunctionId, name: &str) -> Option<Found> {
+        let view = self.view.borrow().clone();
+        Found::new(function, view.rows.get(&function).filter(|row| is_named(row, name))?)
+    }
+}
+
+fn is_named(row: &Row, name: &str) -> bool {
+    let stored = row.stored.as_ref();
+    stored.is_some_and(|stored| image_names(stored.descriptor()).iter().any(|other| other == name))
 }
 
 /// Whether it is known what the image is made of, or that it will not be.

@@ -1,9 +1,14 @@
 //! One connection of a runtime: its requests one after another, each answered before the next is read.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use faasnet_origin::RegistryReference;
 use faasnet_origin::range::{self, Wanted};
+use tokio::time::timeout;
 
 use super::body::{Cut, Part};
+use super::places::Place;
 use super::reply::{Head, Refusal, refuse};
 use super::request::{End, Reader, Request, Wish};
 use super::socket::Socket;
@@ -12,6 +17,9 @@ use super::{Mirror, is_on_its_way};
 const DOCUMENT: &str = "application/json";
 const BYTES: &str = "application/octet-stream";
 
+/// How long a client for which there is no place may take to ask, so as to hear the answer.
+const TURN_AWAY: Duration = Duration::from_secs(1);
+
 /// What to send after a head.
 enum Body {
     Document(Vec<u8>),
@@ -19,20 +27,17 @@ enum Body {
 }
 
 /// Answers until the client ends, does not want more, or must not get more.
-pub(super) async fn serve(socket: Socket, mirror: Mirror) {
-    let mut reader = Reader::default();
+pub(super) async fn serve(socket: Socket, mirror: Mirror, place: Arc<Place>) {
+    let mut reader = Reader::new(mirror.limits.head);
     loop {
         let request = match reader.next(&socket).await {
             Ok(request) => request,
             Err(End::Gone) => return,
-            Err(End::Malformed(refusal)) => {
-                let (head, document) = refused(&refusal);
-                let bytes = [head.finish(false).into_bytes(), document].concat();
-                // Ignored: a client that is no HTTP client need not be told.
-                let _ = socket.send_all(&bytes).await;
-                return;
-            }
+            Err(End::Malformed(refusal)) => return tell(&socket, &refusal).await,
         };
+        if !place.answers() {
+            return;
+        }
         mirror.counters.asked();
         let keep_alive = request.keep_alive;
         if let Err(cut) = answer(request, &socket, &mirror).await {
@@ -49,7 +54,25 @@ pub(super) async fn serve(socket: Socket, mirror: Mirror) {
         if !keep_alive {
             return;
         }
+        place.waits_for_request();
     }
+}
+
+/// Answers that there is no place: the runtime goes to the registry.
+pub(super) async fn turn_away(socket: Socket, mirror: Mirror) {
+    mirror.counters.refused();
+    // Ignored: what it asks for makes no difference. Closed before it is read, the answer might be lost.
+    let _ = timeout(TURN_AWAY, Reader::new(TURN_AWAY).next(&socket)).await;
+    let reason = format!("the mirror answers {} connections already; try again later", mirror.limits.connections);
+    tell(&socket, &refuse(503, "TOOMANYREQUESTS", reason)).await;
+}
+
+/// The last word of a connection.
+async fn tell(socket: &Socket, refusal: &Refusal) {
+    let (head, document) = refused(refusal);
+    let bytes = [head.finish(false).into_bytes(), document].concat();
+    // Ignored: a client that does not listen need not be told.
+    let _ = socket.send_all(&bytes).await;
 }
 
 async fn answer(request: Request, socket: &Socket, mirror: &Mirror) -> Result<(), Cut> {

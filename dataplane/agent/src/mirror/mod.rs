@@ -9,6 +9,7 @@
 mod body;
 mod catalogue;
 mod connection;
+mod places;
 pub(crate) mod questions;
 mod reply;
 mod request;
@@ -30,7 +31,7 @@ use std::time::Duration;
 use anyhow::Context;
 use faasnet_api::ImageId;
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -39,14 +40,23 @@ use crate::view::View;
 use crate::worker::mailbox::ReportState;
 pub(crate) use catalogue::Misses;
 use catalogue::{Catalogue, Found};
+use places::Places;
 use settings::MirrorListen;
 use socket::Socket;
 
-/// Connections at a time; more wait to be accepted. A runtime opens one per layer, at most a few dozen.
+/// Connections at a time; for more, those that wait for a request make room. A runtime opens one per layer, at most a few dozen.
 const MAX_CONNECTIONS: usize = 256;
-/// A response is cut when nothing of its image arrived for this long and no upstream said that it waits. Runtimes ask for all layers at
-/// once, so a late layer waits long in health.
-const STALLED: Duration = Duration::from_secs(10);
+/// Connections beyond those that are told at a time that there is no place; further ones are closed at once.
+const MAX_TURNED_AWAY: usize = 64;
+/// The rest of what it bears.
+const LIMITS: Limits = Limits {
+    connections: MAX_CONNECTIONS,
+    head: Duration::from_secs(10),
+    stalled: Duration::from_secs(10),
+    held_up: Duration::from_secs(60),
+};
+/// Images whose cut responses are remembered.
+const MAX_STALLED: usize = 256;
 /// After an accept that failed for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The unix socket is root's and its group's: runtimes run as root.
@@ -68,7 +78,21 @@ struct Mirror {
     catalogue: Catalogue,
     stalled: Arc<Stalled>,
     counters: Arc<Counters>,
-    patience: Duration,
+    limits: Limits,
+}
+
+/// What the mirror bears.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    connections: usize,
+    /// How long a request's head may take to arrive once it has begun: as a whole, since a byte now and then is no head.
+    head: Duration,
+    /// A response is cut when nothing of its image arrived for this long and no upstream said that it waits. Runtimes ask for all layers
+    /// at once, so a late layer waits long in health.
+    stalled: Duration,
+    /// A response is cut when nothing of its image arrived for this long, whoever waits: what holds up the tree (a root that does not
+    /// reach the registry) need not hold up this host.
+    held_up: Duration,
 }
 
 /// Images of which a response was cut, with the blocks that they had then: until another one arrives there is no use in waiting again.
@@ -117,26 +141,29 @@ impl Door {
         stop: CancellationToken,
     ) {
         let catalogue = Catalogue { view, inputs, misses };
-        self.serve(Mirror { catalogue, stalled: Arc::default(), counters, patience: STALLED }, stop).await;
+        self.serve(Mirror { catalogue, stalled: Arc::default(), counters, limits: LIMITS }, stop).await;
     }
 
     async fn serve(self, mirror: Mirror, stop: CancellationToken) {
-        let mut connections = JoinSet::new();
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let (mut connections, mut places) = (JoinSet::new(), Places::new(mirror.limits.connections));
         loop {
             let accepted = tokio::select! {
                 () = stop.cancelled() => break,
                 Some(_) = connections.join_next() => continue,
-                accepted = self.accept(&places) => accepted,
+                accepted = self.accept() => accepted,
             };
+            // Whoever connects is accepted: one that is left in the kernel's backlog hears nothing, and its runtime never goes on.
             match accepted {
-                Ok((socket, place)) => {
-                    let mirror = mirror.clone();
-                    connections.spawn(async move {
-                        connection::serve(socket, mirror).await;
-                        drop(place);
-                    });
-                }
+                Ok(socket) => match places.find() {
+                    Some(place) => {
+                        let served = connections.spawn(connection::serve(socket, mirror.clone(), place.clone()));
+                        places.take(place, served);
+                    }
+                    None if connections.len() < mirror.limits.connections + MAX_TURNED_AWAY => {
+                        connections.spawn(connection::turn_away(socket, mirror.clone()));
+                    }
+                    None => drop(socket),
+                },
                 Err(error) => {
                     tracing::warn!(%error, "the mirror cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -149,19 +176,17 @@ impl Door {
         }
     }
 
-    async fn accept(&self, places: &Arc<Semaphore>) -> io::Result<(Socket, tokio::sync::OwnedSemaphorePermit)> {
-        let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
-        let socket = match self {
+    async fn accept(&self) -> io::Result<Socket> {
+        match self {
             Self::Closed => std::future::pending().await,
             Self::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
                 // Ignored: an answer that is delayed by 40 ms is an answer.
                 let _ = stream.set_nodelay(true);
-                Socket::Tcp(stream)
+                Ok(Socket::Tcp(stream))
             }
-            Self::Unix(listener, _) => Socket::Unix(listener.accept().await?.0),
-        };
-        Ok((socket, place))
+            Self::Unix(listener, _) => Ok(Socket::Unix(listener.accept().await?.0)),
+        }
     }
 }
 
@@ -169,14 +194,24 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
     }
-    // A socket of a process that is gone refuses; one that answers is another agent's.
-    let is_left = fs::symlink_metadata(path).is_ok_and(|data| data.file_type().is_socket());
-    if is_left && std::os::unix::net::UnixStream::connect(path).is_err() {
+    // A socket of a process that is gone refuses; any other is another process's, and to bind there fails.
+    let is_socket = fs::symlink_metadata(path).is_ok_and(|data| data.file_type().is_socket());
+    let refuses = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+    if is_socket && std::os::unix::net::UnixStream::connect(path).is_err_and(refuses) {
         fs::remove_file(path)?;
     }
     let listener = UnixListener::bind(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(SOCKET_MODE))?;
     Ok(listener)
+}
+
+/// Comes to an end when the image is not this node's any more: its function was dropped, or has another one. Nothing of it may be sent then,
+/// and nothing here may keep it open.
+async fn is_let_go(catalogue: &Catalogue, found: &Found) {
+    let image = found.stored.descriptor().id();
+    let is_gone = |view: &Arc<View>| view.rows.get(&found.function).is_none_or(|row| row.image != image);
+    // Ignored: the agent stops.
+    let _ = catalogue.view.clone().wait_for(is_gone).await;
 }
 
 /// Whether what is missing of an image is going to come: `Some(true)` when an upstream says that it waits itself, `None` when the image
@@ -195,7 +230,7 @@ fn is_on_its_way(catalogue: &Catalogue, found: &Found) -> Option<bool> {
 impl Stalled {
     fn note(&self, image: ImageId, blocks: u32) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if all.len() >= MAX_CONNECTIONS {
+        if all.len() >= MAX_STALLED {
             all.clear();
         }
         all.insert(image, blocks);

@@ -40,14 +40,19 @@ struct Question {
 }
 
 impl ImageQuestions {
-    /// Somebody wants to know who has `reference`. The number under which to ask the controller; `None`: it has been asked already.
+    /// Somebody wants to know who has `reference`. The number under which to ask the controller; `None`: it has been asked already. Where
+    /// nobody waits any more it is asked again: the question, or its answer, may have been lost.
     pub(crate) fn ask(&mut self, reference: &str, answer: ImageAnswer) -> Option<u64> {
-        if let Some(question) = self.open.values_mut().find(|question| question.reference == reference) {
+        if let Some((request, question)) = self.open.iter_mut().find(|(_, question)| question.reference == reference) {
             question.waiting.retain(|waiting| !waiting.is_closed());
-            if question.waiting.len() < MAX_WAITERS {
-                question.waiting.push(answer);
+            if !question.waiting.is_empty() {
+                if question.waiting.len() < MAX_WAITERS {
+                    question.waiting.push(answer);
+                }
+                return None;
             }
-            return None;
+            let unanswered = *request;
+            self.open.remove(&unanswered);
         }
         if self.open.len() >= MAX_IMAGES {
             self.open.pop_first();
@@ -74,6 +79,22 @@ impl ImageQuestions {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Catches an image that cannot be pulled for the rest of a session because one event was lost.
+    #[test]
+    fn a_lost_question_is_asked_again() {
+        let mut questions = ImageQuestions::default();
+        let (first, heard) = oneshot::channel();
+        let lost = questions.ask("r/a:1", first).unwrap();
+        drop(heard);
+        let (second, mut heard) = oneshot::channel();
+        let request = questions.ask("r/a:1", second).unwrap();
+        assert_ne!(lost, request);
+        questions.answer(lost, &Err("late".into()));
+        questions.answer(request, &Ok(FunctionId::new("t", "f")));
+        assert_eq!(heard.try_recv(), Ok(Ok(FunctionId::new("t", "f"))));
+        assert!(questions.open.is_empty());
+    }
 
     /// Catches a burst of runtimes that makes a burst of questions, an answer that reaches only one of them, and questions without end.
     #[test]

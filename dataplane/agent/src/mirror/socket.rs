@@ -9,9 +9,10 @@ use faasnet_ring::Outcome;
 use faasnet_ring::socket::{peek, recv, send, sendfile};
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
-/// A client that takes nothing for this long is gone, or might as well be.
+/// A client that does not take this long what is sent at a time (a document, a few blocks) is gone, or might as well be. For the whole, so
+/// that a byte now and then does not keep a place.
 const TAKES_NOTHING: Duration = Duration::from_secs(60);
 
 /// See the module's documentation.
@@ -44,8 +45,9 @@ impl Socket {
 
     /// Sends all of `bytes`.
     pub(super) async fn send_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        let deadline = Instant::now() + TAKES_NOTHING;
         while !bytes.is_empty() {
-            let sent = self.write(|| moved(send(self, bytes, false))).await?;
+            let sent = self.write(deadline, || moved(send(self, bytes, false))).await?;
             bytes = &bytes[sent..];
         }
         Ok(())
@@ -53,10 +55,10 @@ impl Socket {
 
     /// Sends `len` bytes of `file` from `offset` without a copy through this process. They should be resident.
     pub(super) async fn send_file(&self, file: &File, mut offset: u64, len: u64) -> io::Result<()> {
-        let end = offset + len;
+        let (end, deadline) = (offset + len, Instant::now() + TAKES_NOTHING);
         while offset < end {
             let step = (end - offset) as usize;
-            let sent = self.write(|| moved(sendfile(self, file, offset, step))).await?;
+            let sent = self.write(deadline, || moved(sendfile(self, file, offset, step))).await?;
             if sent == 0 {
                 return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the store's file is shorter than its image"));
             }
@@ -70,9 +72,9 @@ impl Socket {
         !matches!(peek(self, &mut [0]), Outcome::Ended | Outcome::Failed(_))
     }
 
-    async fn write(&self, mut step: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+    async fn write(&self, deadline: Instant, mut step: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
         loop {
-            let ready = timeout(TAKES_NOTHING, self.ready(Interest::WRITABLE)).await;
+            let ready = timeout_at(deadline, self.ready(Interest::WRITABLE)).await;
             ready.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
             match self.attempt(Interest::WRITABLE, &mut step) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

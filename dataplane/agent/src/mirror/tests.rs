@@ -9,6 +9,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinHandle;
 
+mod choice;
+mod limits;
+
 use super::*;
 use crate::table::{Phase, Row, Version};
 use crate::test_support::{DEADLINE, block_of, image, report};
@@ -17,8 +20,9 @@ const BLOCK: usize = BLOCK_BYTES as usize;
 /// An entry of several chunks, an empty one, one of a part of a block.
 const LENGTHS: [usize; 3] = [40 * BLOCK + 17, 0, 1000];
 
-/// Instead of [`STALLED`].
 const PATIENCE: Duration = Duration::from_millis(400);
+/// Instead of [`LIMITS`].
+const SMALL: Limits = Limits { connections: 6, head: DEADLINE, stalled: PATIENCE, held_up: DEADLINE };
 
 struct World {
     blobs: Vec<Vec<u8>>,
@@ -55,13 +59,15 @@ fn row(stored: &Arc<StoredImage>, state: ReportState) -> Row {
 impl World {
     async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let listen = MirrorListen::Tcp("127.0.0.1:0".parse().unwrap());
-        Self::start_on(folder, &listen).await
+        Self::start_on(folder, &loopback(), SMALL).await
     }
 
-    async fn start_on(folder: tempfile::TempDir, listen: &MirrorListen) -> Self {
-        let origin = Origin::Registry { base_url: "https://r.example".into(), repository: "app".into(), ranges: true };
-        let (blobs, descriptor) = image(&LENGTHS, origin);
+    async fn start_with(limits: Limits) -> Self {
+        Self::start_on(tempfile::tempdir().unwrap(), &loopback(), limits).await
+    }
+
+    async fn start_on(folder: tempfile::TempDir, listen: &MirrorListen, limits: Limits) -> Self {
+        let (blobs, descriptor) = image(&LENGTHS, registry());
         let descriptor = renamed(&descriptor, "r.example/app:1");
         let store = Store::open(&folder.path().join("store"), None).unwrap();
         let stored = store.open_image("t", Arc::new(descriptor)).unwrap();
@@ -71,11 +77,18 @@ impl World {
         let door = Door::bind(listen).await.unwrap();
         let address = door.address().unwrap().unwrap_or(([0; 4], 0).into());
         let catalogue = Catalogue { view: view_reader, inputs: sender, misses: Misses::default() };
-        let mirror = Mirror { catalogue, stalled: Arc::default(), counters: counters.clone(), patience: PATIENCE };
+        let mirror = Mirror { catalogue, stalled: Arc::default(), counters: counters.clone(), limits };
         let running = tokio::spawn(door.serve(mirror, stop.clone()));
         let world = Self { blobs, stored, view, inputs, counters, address, stop, running, folder };
         world.show(ReportState::Fetching);
         world
+    }
+
+    /// What the control side shows while the image arrives.
+    fn show_waiting(&self, upstream_waits: bool) {
+        let mut row = row(&self.stored, ReportState::Fetching);
+        row.report.as_mut().unwrap().upstream_waits = upstream_waits;
+        self.show_row(row);
     }
 
     /// What the control side shows of the image.
@@ -89,10 +102,7 @@ impl World {
 
     /// A block arrives, as the worker has it arrive.
     fn arrive(&self, block: u32) {
-        let place = self.stored.geometry().place(BlockIndex(block)).unwrap();
-        let bytes = block_of(&self.blobs, self.stored.geometry(), BlockIndex(block));
-        self.stored.file().write_all_at(bytes, place.file_offset).unwrap();
-        self.stored.mark(BlockIndex(block)).unwrap();
+        arrive(&self.stored, &self.blobs, block);
     }
 
     fn arrive_all(&self) {
@@ -112,6 +122,21 @@ impl World {
     async fn get(&self, path: &str, headers: &str) -> Answer {
         self.client().await.get(path, headers).await
     }
+}
+
+fn loopback() -> MirrorListen {
+    MirrorListen::Tcp("127.0.0.1:0".parse().unwrap())
+}
+
+fn registry() -> Origin {
+    Origin::Registry { base_url: "https://r.example".into(), repository: "app".into(), ranges: true }
+}
+
+fn arrive(stored: &StoredImage, blobs: &[Vec<u8>], block: u32) {
+    let place = stored.geometry().place(BlockIndex(block)).unwrap();
+    let bytes = block_of(blobs, stored.geometry(), BlockIndex(block));
+    stored.file().write_all_at(bytes, place.file_offset).unwrap();
+    stored.mark(BlockIndex(block)).unwrap();
 }
 
 /// The same image under another reference.
@@ -269,19 +294,14 @@ async fn a_blob_is_served_while_it_arrives() {
 async fn a_response_is_cut_only_when_nobody_waits() {
     let world = World::start().await;
     world.arrive(0);
-    let waits = |waits: bool| {
-        let mut row = row(&world.stored, ReportState::Fetching);
-        row.report.as_mut().unwrap().upstream_waits = waits;
-        world.show_row(row);
-    };
-    waits(true);
+    world.show_waiting(true);
     let mut client = world.client().await;
     client.say(&format!("GET {} HTTP/1.1\r\n\r\n", world.blob(0))).await;
     client.head().await;
     client.stream.read_exact(&mut vec![0; BLOCK]).await.unwrap();
     let waited = tokio::time::timeout(PATIENCE * 2, client.stream.read(&mut [0])).await;
     assert!(waited.is_err(), "cut though an upstream waits");
-    waits(false);
+    world.show_waiting(false);
     let begun = tokio::time::Instant::now();
     let end = tokio::time::timeout(DEADLINE, client.stream.read(&mut [0])).await;
     assert_eq!(end.expect("it hangs").unwrap(), 0);
@@ -395,7 +415,7 @@ async fn a_unix_socket_serves_too() {
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     // Of an agent that was killed.
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-    let world = World::start_on(folder, &MirrorListen::Unix(path.clone())).await;
+    let world = World::start_on(folder, &MirrorListen::Unix(path.clone()), SMALL).await;
     world.arrive_all();
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
     let mut client = Client { stream: UnixStream::connect(&path).await.unwrap() };

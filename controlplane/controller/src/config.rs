@@ -145,13 +145,15 @@ impl Config {
     /// The secret, from the setting or its file.
     pub fn secret(&self) -> anyhow::Result<ClusterSecret> {
         let text = match (&self.cluster_secret, &self.cluster_secret_file) {
-            (Some(_), Some(_)) => bail!("cluster_secret and cluster_secret_file are both set; keep one"),
+            (Some(_), Some(_)) => {
+                bail!("cluster_secret and cluster_secret_file are both set (--secret, --secret-file); keep one")
+            }
             (Some(secret), None) => secret.clone(),
             (None, Some(path)) => std::fs::read_to_string(path)
                 .with_context(|| format!("cluster_secret_file {} cannot be read", path.display()))?,
             (None, None) => bail!(
                 "no cluster secret is configured; put at least {SECRET_BYTES_MIN} random bytes into a file, for example with \
-                 `openssl rand -hex 32`, and name it in cluster_secret_file on the controller and every agent"
+                 `openssl rand -hex 32`, and give it as --secret-file FILE (in the settings: cluster_secret_file) to the controller and every agent"
             ),
         };
         let secret = text.trim();

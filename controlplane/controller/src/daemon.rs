@@ -63,7 +63,7 @@ impl Controller {
         // Bound before the state is touched: a second controller must not raise the term on its way out.
         let listener = TcpListener::bind(config.listen).await.with_context(|| {
             format!(
-                "cannot listen on {}; is another controller running there? Choose another address with listen",
+                "cannot listen on {}; is another controller running there? Choose another address with --listen",
                 config.listen
             )
         })?;

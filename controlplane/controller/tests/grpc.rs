@@ -295,7 +295,7 @@ async fn a_second_controller_is_refused() {
     let no_secret = start(Config { cluster_secret: None, ..config(state.path()) }).await;
     assert!(no_secret.contains("cluster_secret_file"), "{no_secret}");
     let unwritable = start(config(std::path::Path::new("/proc/nothing"))).await;
-    assert!(unwritable.contains("/proc/nothing") && unwritable.contains("state_dir"), "{unwritable}");
+    assert!(unwritable.contains("/proc/nothing") && unwritable.contains("--state-dir"), "{unwritable}");
     assert_eq!(controller.nodes().await.term, 1);
     controller.stop().await;
 }

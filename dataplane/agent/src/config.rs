@@ -240,11 +240,14 @@ impl Config {
         let invalid = |problem: String| ConfigError::Invalid { setting: "cluster_secret", problem };
         let text = match (&self.cluster_secret, &self.cluster_secret_file) {
             (Some(_), Some(_)) => {
-                return Err(invalid("both cluster_secret and cluster_secret_file are set; keep one of them".into()));
+                return Err(invalid(
+                    "both cluster_secret and cluster_secret_file are set (--secret, --secret-file); keep one of them"
+                        .into(),
+                ));
             }
             (None, None) => {
                 return Err(invalid(
-                    "no secret; set cluster_secret_file (or cluster_secret) to the one that the controller uses".into(),
+                    "no secret; give --secret-file FILE (in the settings: cluster_secret_file) with the one that the controller uses".into(),
                 ));
             }
             (Some(secret), None) => secret.0.clone(),
@@ -342,12 +345,12 @@ impl Config {
         };
         ensure(is_local || self.mirror_remote, "mirror_listen", || {
             format!(
-                "{} is not a loopback address; the mirror has no access control, so it stays on this host unless mirror_remote says otherwise",
+                "{} is not a loopback address; the mirror has no access control, so it stays on this host unless --mirror-remote (mirror_remote = true) says otherwise",
                 self.mirror_listen
             )
         })?;
         ensure(self.admin != self.listen || self.admin.port() == 0, "admin", || {
-            format!("{} is also the data address (listen); give one of them another port", self.admin)
+            format!("{} is also the data address; give --admin or --listen another port", self.admin)
         })?;
         ensure(self.advertise.is_none_or(|address| !address.ip().is_unspecified()), "advertise", || {
             "other nodes cannot connect to an unspecified address; name one of this host's addresses".into()
@@ -371,7 +374,7 @@ impl Config {
             format!("{} is not between 8 and 4096 (each holds a block of 256 KiB)", self.buffers)
         })?;
         ensure(self.store_quota_bytes.is_none_or(|quota| quota >= 1 << 20), "store_quota_bytes", || {
-            "less than 1 MiB holds no image; leave it out for no limit".into()
+            "less than 1 MiB holds no image; leave --store-quota-bytes out for no limit".into()
         })
     }
 

@@ -92,6 +92,7 @@ pub fn run(global: &Global, command: CertsCommand) -> Result<()> {
 }
 
 fn init(args: &InitArgs) -> Result<Vec<Made>> {
+    check_hosts(&args.host)?;
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -102,7 +103,7 @@ fn init(args: &InitArgs) -> Result<Vec<Made>> {
     let mut made = vec![write(&args.dir, "ca", &certificate.pem(), &key)?];
     let issuer = Issuer::new(authority()?, key);
     let mut hosts: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(String::from).into();
-    hosts.extend(args.host.iter().filter(|host| !host.is_empty()).cloned());
+    hosts.extend(args.host.iter().cloned());
     made.push(sign(&args.dir, "controller", &hosts, CERTIFICATE_DAYS, &issuer)?);
     made.push(sign(&args.dir, "client", &[], CERTIFICATE_DAYS, &issuer)?);
     Ok(made)
@@ -113,12 +114,32 @@ fn issue(args: &IssueArgs) -> Result<Made> {
     if args.name.is_empty() || args.name == "ca" || args.name.starts_with('.') || !args.name.chars().all(fits) {
         bail!("{:?} cannot be a certificate's name; use letters, digits, '-', '_' and '.', and not \"ca\"", args.name);
     }
+    check_hosts(&args.host)?;
     let path = key_path(&args.dir, "ca");
     let pem = fs::read_to_string(&path).with_context(|| {
         format!("cannot read the authority's key {}; make an authority with `faasnet certs init`", path.display())
     })?;
     let key = KeyPair::from_pem(&pem).with_context(|| format!("{} is not a private key in PEM", path.display()))?;
     sign(&args.dir, &args.name, &args.host, args.days, &Issuer::new(authority()?, key))
+}
+
+/// Before anything is written.
+fn check_hosts(hosts: &[String]) -> Result<()> {
+    match hosts.iter().find(|host| !is_host(host)) {
+        None => Ok(()),
+        Some(host) => {
+            bail!("--host {host:?} is neither a name nor an address; write e.g. controller.example or 10.0.0.1")
+        }
+    }
+}
+
+/// An address, or a name of letters, digits and hyphens with dots between; the first part may be `*`.
+fn is_host(host: &str) -> bool {
+    let fits = |part: &str| {
+        !part.is_empty() && part.len() < 64 && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
+    };
+    let name = host.strip_prefix("*.").unwrap_or(host);
+    host.parse::<std::net::IpAddr>().is_ok() || (host.len() < 254 && name.split('.').all(fits))
 }
 
 fn authority() -> Result<CertificateParams> {
@@ -180,6 +201,13 @@ mod tests {
 
     fn init_in(dir: &Path) -> Result<Vec<Made>> {
         init(&InitArgs { dir: dir.into(), host: vec!["controller.test".into()] })
+    }
+
+    /// Catches a certificate that is good for no host, because of a slip.
+    #[test]
+    fn hosts_are_names_or_addresses() {
+        assert!(["localhost", "::1", "10.0.0.1", "a-b.example", "*.example"].into_iter().all(is_host));
+        assert!(!["bad host", "http://x", "a..b", "x:7400"].into_iter().any(is_host));
     }
 
     /// Catches keys that other users can read, and files of a running cluster that are overwritten.

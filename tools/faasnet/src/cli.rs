@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::Result;
+use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use faasnet_api::tls::ClientFiles;
 
@@ -47,7 +48,7 @@ pub struct Cli {
 #[derive(Debug, Clone, Args)]
 pub struct Global {
     /// Print the answer as JSON
-    #[arg(long, global = true, env = "FAASNET_JSON", help_heading = "Global options")]
+    #[arg(long, global = true, env = "FAASNET_JSON", value_parser = BoolishValueParser::new(), help_heading = "Global options")]
     pub json: bool,
     /// Where the controller is [default: http://127.0.0.1:7400]
     #[arg(long, global = true, env = "FAASNET_CONTROLLER", value_name = "URL", help_heading = "Global options")]
@@ -78,7 +79,7 @@ pub struct Global {
     #[arg(long, global = true, env = "FAASNET_LOG", value_name = "LEVEL", help_heading = "Global options")]
     pub log: Option<String>,
     /// Log as JSON, one object per line
-    #[arg(long, global = true, env = "FAASNET_LOG_JSON", help_heading = "Global options")]
+    #[arg(long, global = true, env = "FAASNET_LOG_JSON", value_parser = BoolishValueParser::new(), help_heading = "Global options")]
     pub log_json: bool,
 }
 
@@ -86,7 +87,8 @@ impl Global {
     /// Connects to the controller that the options name.
     pub async fn connect(&self) -> Result<Control> {
         let secret = client::read_secret(self.secret.as_deref(), self.secret_file.as_deref())?;
-        let url = self.controller.as_deref().unwrap_or(DEFAULT_CONTROLLER);
+        // A variable that is set to nothing is not set.
+        let url = self.controller.as_deref().filter(|url| !url.trim().is_empty()).unwrap_or(DEFAULT_CONTROLLER);
         client::connect_with(url, secret.as_deref(), &self.tls()).await
     }
 
@@ -276,11 +278,12 @@ pub struct RemoveArgs {
 Examples:
   faasnet provision resize --count 100
   faasnet provision resize --nodes n1,n2 --json")]
+#[command(group(clap::ArgGroup::new("which").args(["count", "nodes"]).required(true)))]
 pub struct ProvisionArgs {
     /// The function's name
     pub function: String,
     /// How many nodes shall hold it; those that do already count
-    #[arg(long, value_name = "N", required_unless_present = "nodes", conflicts_with = "nodes", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", conflicts_with = "nodes", value_parser = clap::value_parser!(u32).range(1..))]
     pub count: Option<u32>,
     /// These nodes, beside those that hold it already: names or ids
     #[arg(long, value_name = "NODE,…", value_delimiter = ',')]
@@ -434,7 +437,7 @@ pub struct RegistryArgs {
     #[arg(value_name = "LAYOUT")]
     pub layout: PathBuf,
     /// Where to listen; port 0 takes a free one
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:5000")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:5000", value_parser = parse_address)]
     pub listen: SocketAddr,
     /// Send at most this many bytes per second over all connections
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
@@ -497,6 +500,11 @@ pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
         "k" | "kib" => 1 << 10,
         "m" | "mib" => 1 << 20,
         "g" | "gib" => 1 << 30,
+        "t" | "tib" => 1 << 40,
+        "kb" => 1_000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "tb" => 1_000_000_000_000,
         _ => return Err(format!("{unit:?} is not a unit; write e.g. 64KiB, 256MiB or 1.5GiB")),
     };
     let value: f64 = number.trim().parse().map_err(|_| "write a number with a unit, e.g. 256MiB".to_owned())?;
@@ -505,6 +513,16 @@ pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
         true => Ok(bytes as u64),
         false => Err("out of range".into()),
     }
+}
+
+/// The same for settings of other types.
+pub(crate) fn parse_size<T: TryFrom<u64>>(text: &str) -> Result<T, String> {
+    parse_bytes(text)?.try_into().map_err(|_| "out of range".into())
+}
+
+/// An address to listen on or to be reached at; names are not looked up.
+pub(crate) fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "write IP:port, such as 0.0.0.0:7410 or [::1]:7410; a name is not taken".into())
 }
 
 #[cfg(test)]
@@ -567,8 +585,8 @@ mod tests {
     /// Catches a wrong scale of units.
     #[test]
     fn sizes_have_units() {
-        let parsed = ["0", "17", "64KiB", "256MiB", "1.5GiB", "2g"].map(|text| parse_bytes(text).unwrap());
-        assert_eq!(parsed, [0, 17, 65_536, 268_435_456, 1_610_612_736, 2_147_483_648]);
+        let parsed = ["0", "17", "64KiB", "256MiB", "1.5GiB", "2g", "16GB"].map(|text| parse_bytes(text).unwrap());
+        assert_eq!(parsed, [0, 17, 65_536, 268_435_456, 1_610_612_736, 2_147_483_648, 16_000_000_000]);
         for wrong in ["", "MiB", "-1", "1 parsec", "1e30g", "nan"] {
             assert!(parse_bytes(wrong).is_err(), "{wrong}");
         }

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
+use clap::{Arg, Args, Command};
 use faasnet_agent::Agent;
 use faasnet_agent::budget::Budget;
 use faasnet_controller::Controller;
@@ -12,13 +13,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 use crate::cli::{Global, RegistryArgs};
-use crate::daemon_args::{AgentArgs, ControllerArgs};
+use crate::daemon_args::{AgentArgs, AgentSettings, ControllerArgs, ControllerSettings};
 use crate::registry::{RegistryOptions, RegistryServer};
 use crate::{output, service, settings};
 
 /// Runs an agent until it is told to stop.
 pub async fn agent(global: &Global, mut args: AgentArgs) -> Result<()> {
-    args.settings.controller = global.controller.clone();
+    // A variable that is set to nothing is not set.
+    args.settings.controller = global.controller.clone().filter(|url| !url.trim().is_empty());
     args.settings.tls_ca = global.tls_ca.clone();
     args.settings.tls_cert = global.tls_cert.clone();
     args.settings.tls_key = global.tls_key.clone();
@@ -26,8 +28,15 @@ pub async fn agent(global: &Global, mut args: AgentArgs) -> Result<()> {
     args.settings.cluster_secret_file = global.secret_file.clone();
     let config: faasnet_agent::Config = settings::load(args.common.config.as_deref(), &args.settings)?;
     if args.common.print_config {
-        settings::print(&config)?;
-        return output::line(format!("# memory of the data path: {}", Budget::of_this_host(&config)));
+        settings::print(
+            global.json,
+            &config,
+            &AgentSettings::augment_args(Command::new("agent")).arg(Arg::new("tls_ca")),
+        )?;
+        return match global.json {
+            true => Ok(()),
+            false => output::line(format!("# memory of the data path: {}", Budget::of_this_host(&config))),
+        };
     }
     let shutdown = shutdown(args.common.exit_with_stdin)?;
     let agent = Agent::start(config).await?;
@@ -53,7 +62,7 @@ pub async fn controller(global: &Global, mut args: ControllerArgs) -> Result<()>
     args.settings.cluster_secret_file = global.secret_file.clone();
     let config: faasnet_controller::Config = settings::load(args.common.config.as_deref(), &args.settings)?;
     if args.common.print_config {
-        return settings::print(&config);
+        return settings::print(global.json, &config, &ControllerSettings::augment_args(Command::new("controller")));
     }
     let shutdown = shutdown(args.common.exit_with_stdin)?;
     let controller = Controller::start(config).await?;

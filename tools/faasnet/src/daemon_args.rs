@@ -9,7 +9,7 @@ use faasnet_agent::{MirrorListen, OnMiss, WriteMode};
 use faasnet_api::Verify;
 use serde::Serialize;
 
-use crate::cli::Engine;
+use crate::cli::{Engine, parse_address, parse_size};
 
 /// What both daemons take beside their settings.
 #[derive(Debug, Args)]
@@ -52,13 +52,13 @@ pub struct AgentSettings {
     #[arg(long, env = "FAASNET_AGENT_NAME")]
     pub name: Option<String>,
     /// Where children connect to [default: 0.0.0.0:7410]
-    #[arg(long, env = "FAASNET_AGENT_LISTEN", value_name = "ADDR")]
+    #[arg(long, env = "FAASNET_AGENT_LISTEN", value_name = "ADDR", value_parser = parse_address)]
     pub listen: Option<SocketAddr>,
     /// The address that other nodes use for this one [default: as `--listen`, or the way to the controller]
-    #[arg(long, env = "FAASNET_AGENT_ADVERTISE", value_name = "ADDR")]
+    #[arg(long, env = "FAASNET_AGENT_ADVERTISE", value_name = "ADDR", value_parser = parse_address)]
     pub advertise: Option<SocketAddr>,
     /// Where the admin endpoint listens, loopback only [default: 127.0.0.1:7411]
-    #[arg(long, env = "FAASNET_AGENT_ADMIN", value_name = "ADDR")]
+    #[arg(long, env = "FAASNET_AGENT_ADMIN", value_name = "ADDR", value_parser = parse_address)]
     pub admin: Option<SocketAddr>,
     /// Where this host's container runtimes pull from: IP:port, unix:/path, or off [default: 127.0.0.1:7412]
     #[arg(long, env = "FAASNET_AGENT_MIRROR_LISTEN", value_name = "ADDR")]
@@ -80,13 +80,13 @@ pub struct AgentSettings {
     #[arg(long, env = "FAASNET_AGENT_STORE_DIR", value_name = "DIR")]
     pub store_dir: Option<PathBuf>,
     /// The most bytes that images may take [default: what the file system has]
-    #[arg(long, env = "FAASNET_AGENT_STORE_QUOTA_BYTES", value_name = "BYTES")]
+    #[arg(long, env = "FAASNET_AGENT_STORE_QUOTA_BYTES", value_name = "BYTES", value_parser = parse_size::<u64>)]
     pub store_quota_bytes: Option<u64>,
     /// How received blocks are written: past the page cache while the disk keeps up, always, or never [default: auto]
     #[arg(long, env = "FAASNET_AGENT_STORE_WRITE", value_name = "auto|direct|buffered")]
     pub store_write: Option<WriteMode>,
     /// Release written blocks from the page cache beyond so many bytes [default: the kernel decides]
-    #[arg(long, env = "FAASNET_AGENT_STORE_CACHE_BYTES", value_name = "BYTES")]
+    #[arg(long, env = "FAASNET_AGENT_STORE_CACHE_BYTES", value_name = "BYTES", value_parser = parse_size::<u64>)]
     pub store_cache_bytes: Option<u64>,
     /// How blocks from other nodes are checked; xxh3 and off are for networks where every host is trusted [default: blake3]
     #[arg(long, env = "FAASNET_AGENT_VERIFY", value_name = "blake3|xxh3|off")]
@@ -126,19 +126,19 @@ pub struct AgentSettings {
         default_missing_value = "auto", help_heading = TUNING)]
     pub pin: Option<String>,
     /// How much each child's pipe holds [default: 1048576]
-    #[arg(long, env = "FAASNET_AGENT_PIPE_BYTES", value_name = "BYTES", help_heading = TUNING)]
+    #[arg(long, env = "FAASNET_AGENT_PIPE_BYTES", value_name = "BYTES", value_parser = parse_size::<usize>, help_heading = TUNING)]
     pub pipe_bytes: Option<usize>,
     /// TCP congestion control of data connections [default: the host's]
     #[arg(long, env = "FAASNET_AGENT_CONGESTION", value_name = "NAME", help_heading = TUNING)]
     pub congestion: Option<String>,
     /// Receive buffer of data connections [default: the kernel tunes it, up to tcp_rmem]
-    #[arg(long, env = "FAASNET_AGENT_RECEIVE_BUFFER_BYTES", value_name = "BYTES", help_heading = TUNING)]
+    #[arg(long, env = "FAASNET_AGENT_RECEIVE_BUFFER_BYTES", value_name = "BYTES", value_parser = parse_size::<usize>, help_heading = TUNING)]
     pub receive_buffer_bytes: Option<usize>,
     /// Send buffer of data connections [default: the kernel tunes it, up to tcp_wmem]
-    #[arg(long, env = "FAASNET_AGENT_SEND_BUFFER_BYTES", value_name = "BYTES", help_heading = TUNING)]
+    #[arg(long, env = "FAASNET_AGENT_SEND_BUFFER_BYTES", value_name = "BYTES", value_parser = parse_size::<usize>, help_heading = TUNING)]
     pub send_buffer_bytes: Option<usize>,
     /// Give a child's connection more bytes only while fewer than this are unsent; 0 = always [default: 262144]
-    #[arg(long, env = "FAASNET_AGENT_NOTSENT_LOWAT_BYTES", value_name = "BYTES", help_heading = TUNING)]
+    #[arg(long, env = "FAASNET_AGENT_NOTSENT_LOWAT_BYTES", value_name = "BYTES", value_parser = parse_size::<u32>, help_heading = TUNING)]
     pub notsent_lowat_bytes: Option<u32>,
     /// Give up a connection whose other side takes nothing for this long; 0 = when the kernel does [default: 10000]
     #[arg(long, env = "FAASNET_AGENT_USER_TIMEOUT_MS", value_name = "MS", help_heading = TUNING)]
@@ -198,10 +198,10 @@ pub struct ControllerArgs {
 #[derive(Debug, Default, Args, Serialize)]
 pub struct ControllerSettings {
     /// Where agents and clients connect [default: 127.0.0.1:7400]
-    #[arg(long, env = "FAASNET_CONTROLLER_LISTEN", value_name = "ADDR")]
+    #[arg(long, env = "FAASNET_CONTROLLER_LISTEN", value_name = "ADDR", value_parser = parse_address)]
     pub listen: Option<SocketAddr>,
     /// Where the JSON API, the live page and the metrics are [default: as `--listen`, the next port]
-    #[arg(long, env = "FAASNET_CONTROLLER_HTTP", value_name = "ADDR")]
+    #[arg(long, env = "FAASNET_CONTROLLER_HTTP", value_name = "ADDR", value_parser = parse_address)]
     pub http: Option<SocketAddr>,
     /// Where the state is kept [default: /var/lib/faasnet-controller]
     #[arg(long, env = "FAASNET_CONTROLLER_STATE_DIR", value_name = "DIR")]

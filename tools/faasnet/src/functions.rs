@@ -96,7 +96,7 @@ async fn list(global: &Global, control: &mut Control) -> Result<()> {
             function.reference,
         ]
     });
-    output::line(output::table(&["tenant", "function", "policy", ">image", ">blobs", ">nodes", "reference"], rows))
+    output::line(output::table(&["tenant", "function", "policy", ">image", ">blobs", ">nodes", "~reference"], rows))
 }
 
 async fn remove(global: &Global, control: &mut Control, args: RemoveArgs) -> Result<()> {

@@ -25,11 +25,20 @@ pub async fn build(args: ImageBuildArgs, json: bool) -> Result<()> {
 /// Shows what an image is made of.
 pub async fn inspect(args: ImageInspectArgs, json: bool) -> Result<()> {
     let request = InspectRequest { reference: args.image, platform: args.platform, plain_http: args.plain_http };
-    let summary = faasnet_image::inspect(&request).await?;
+    let summary = faasnet_image::inspect(&request).await.with_context(|| no_folder(&request.reference))?;
     if json {
         return output::json(&summary);
     }
     output::line(summary_text(&summary))
+}
+
+/// A bare word that is no folder is looked for at Docker Hub: said, since a misspelt folder looks the same.
+fn no_folder(reference: &str) -> String {
+    let host = reference.split('/').next().unwrap_or_default();
+    match host.contains(['.', ':']) || host == "localhost" || Path::new(reference).exists() {
+        true => format!("cannot look at {reference}"),
+        false => format!("there is no folder {reference} here, and as an image of docker.io it cannot be read"),
+    }
 }
 
 async fn build_with(args: ImageBuildArgs, mut options: BuildOptions, show_progress: bool) -> Result<BuiltImage> {

@@ -107,7 +107,8 @@ pub async fn scale(global: &Global, args: ScaleArgs) -> Result<()> {
     let nodes = follow(stream, names, |nodes, leaving| {
         display.update(nodes)?;
         match std::mem::replace(&mut told, leaving) {
-            before if before == leaving || global.json => Ok(()),
+            before if before == leaving || leaving == 0 || global.json => Ok(()),
+            _ if leaving == 1 => output::line("1 node still feeds others before it goes"),
             _ => output::line(format!("{leaving} nodes still feed others before they go")),
         }
     })

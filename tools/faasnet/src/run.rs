@@ -29,7 +29,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         // The reader has what it wanted.
         Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", output::one_line(&format!("{error:#}")));
+            eprintln!("error: {}", output::one_line(&told(&error)));
             ExitCode::FAILURE
         }
     }
@@ -82,11 +82,30 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// An error with its causes, each said once: some errors name their cause in their own words too.
+fn told(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |told, cause| match told.as_str() {
+        "" => cause,
+        _ if told.contains(&cause) => told,
+        _ => format!("{told}: {cause}"),
+    })
+}
+
+/// Without this, a word that is no level would be taken for a module's name, and nothing be logged.
+fn is_level(directive: &str) -> bool {
+    let levels = ["off", "error", "warn", "info", "debug", "trace"];
+    directive.contains(['=', '[']) || levels.iter().any(|level| directive.trim().eq_ignore_ascii_case(level))
+}
+
 fn log(cli: &Cli) -> Result<()> {
     let daemon = matches!(cli.command, Command::Controller(_) | Command::Agent(_) | Command::Registry(_));
-    let level = cli.global.log.as_deref().unwrap_or(if daemon { "info" } else { "warn" });
-    let filter = EnvFilter::try_new(level)
-        .with_context(|| format!("--log {level:?} is not a level; write error, warn, info, debug or trace"))?;
+    let level =
+        cli.global.log.as_deref().filter(|level| !level.is_empty()).unwrap_or(if daemon { "info" } else { "warn" });
+    let filter = Some(level).filter(|level| level.split(',').all(is_level));
+    let filter = filter.and_then(|level| EnvFilter::try_new(level).ok());
+    let filter = filter.with_context(|| {
+        format!("--log {level:?} is not a level; write error, warn, info, debug or trace, or module=level,…")
+    })?;
     let builder =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr).with_ansi(stderr().is_terminal());
     match cli.global.log_json {
@@ -94,4 +113,24 @@ fn log(cli: &Cli) -> Result<()> {
         false => builder.init(),
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Catches a cause that is told twice, and one that is left out.
+    #[test]
+    fn causes_are_told_once() {
+        let error = anyhow::anyhow!("disk full").context("cannot write x: disk full; make room").context("no lab");
+        assert_eq!(told(&error), "no lab: cannot write x: disk full; make room");
+        assert_eq!(told(&anyhow::anyhow!("b").context("a")), "a: b");
+    }
+
+    /// Catches a slip that silences a daemon.
+    #[test]
+    fn levels_are_checked() {
+        assert!(["info", "WARN", "faasnet_agent=debug", "off"].into_iter().all(is_level));
+        assert!(!is_level("blah") && !is_level(""));
+    }
 }

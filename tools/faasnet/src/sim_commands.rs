@@ -13,6 +13,12 @@ use serde::Serialize;
 use crate::cli::Global;
 use crate::output;
 
+/// What the headings of the table mean.
+const LEGEND: &str = "
+bound: the image's size by a card's rate; p50, p99, max: when so many nodes held the image; ratio: max by bound;
+others: p99 of the nodes that nothing was done to; origin: copies of the image that it sent;
+moved: nodes that got another parent; again: bytes that were received twice";
+
 /// `faasnet sim`
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -33,10 +39,10 @@ pub struct SimArgs {
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub nodes: u32,
     /// The image, in 10^6 bytes
-    #[arg(long, value_name = "MB", default_value_t = 758.0)]
+    #[arg(long, value_name = "MB", default_value_t = 758.0, value_parser = amount)]
     pub image_mb: f64,
     /// A host's card, each way
-    #[arg(long, value_name = "MBIT", default_value_t = 1000.0)]
+    #[arg(long, value_name = "MBIT", default_value_t = 1000.0, value_parser = amount)]
     pub rate_mbit: f64,
     /// How the image spreads: twin, complete, avl; to compare with: registry, chain, layers
     #[arg(long, default_value = "twin", value_parser = parse::<Topology>)]
@@ -45,31 +51,31 @@ pub struct SimArgs {
     #[arg(long, value_name = "US", default_value_t = 200)]
     pub latency_us: u64,
     /// What the origin sends in all
-    #[arg(long, value_name = "MBIT", default_value_t = 10_000.0)]
+    #[arg(long, value_name = "MBIT", default_value_t = 10_000.0, value_parser = amount)]
     pub origin_mbit: f64,
     /// Connections that the origin serves at the same time; others are turned away [default: any number]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub origin_connections: Option<usize>,
     /// Functions, each with an image of its own
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = at_least_one)]
     pub functions: usize,
     /// Nodes of each function [default: all]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub nodes_per_function: Option<usize>,
     /// Share of the nodes that die while the image travels
-    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = share)]
     pub deaths: f64,
     /// Share of the nodes that stand still for a while
-    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = share)]
     pub stops: f64,
     /// Share of the nodes that run at a tenth of the rate
-    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = share)]
     pub slow: f64,
     /// Rings of nodes that are told to receive from each other at the same moment
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub crossings: u32,
     /// The controller is away from 0.2 seconds after the provision for so long
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = amount)]
     pub controller_away: Option<f64>,
     /// Where all chance comes from
     #[arg(long, default_value_t = 1)]
@@ -131,23 +137,13 @@ fn print(global: &Global, args: &SimArgs, rows: &[Row]) -> Result<()> {
             rows => output::json(&rows),
         };
     }
+    let named = rows.iter().any(|row| !row.case.is_empty());
     let columns = [
-        "case",
-        ">seed",
-        ">nodes",
-        ">S/B",
-        ">p50",
-        ">p99",
-        ">max",
-        ">max/bound",
-        ">others' p99",
-        ">origin",
-        ">re-parented",
-        ">refetched",
+        "case", ">seed", ">nodes", ">bound", ">p50", ">p99", ">max", ">ratio", ">others", ">origin", ">moved", ">again",
     ];
     let cells = rows.iter().map(|Row { case, outcome }| {
         let seconds = outcome.seconds;
-        vec![
+        let mut cells = vec![
             case.clone(),
             outcome.seed.to_string(),
             outcome.nodes.to_string(),
@@ -160,9 +156,12 @@ fn print(global: &Global, args: &SimArgs, rows: &[Row]) -> Result<()> {
             format!("{:.2} x", outcome.origin_copies),
             outcome.reparented.to_string(),
             output::bytes(outcome.refetched_bytes),
-        ]
+        ];
+        cells.drain(..usize::from(!named));
+        cells
     });
-    output::line(output::table(&columns, cells))
+    output::line(output::table(&columns[usize::from(!named)..], cells))?;
+    output::line(LEGEND)
 }
 
 fn cases(args: &SimArgs, seed: u64) -> Result<Vec<Case>> {
@@ -275,4 +274,36 @@ fn draw_reparenting(path: &Path, rows: &[Reparenting]) -> Result<()> {
 
 fn parse<T: std::str::FromStr<Err = String>>(text: &str) -> Result<T, String> {
     text.parse()
+}
+
+/// A share of the nodes.
+fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse().map_err(|_| "write a number from 0 to 1, such as 0.1 for a tenth".to_owned())?;
+    if (0.0..=1.0).contains(&share) { Ok(share) } else { Err("a share is from 0 to 1, such as 0.1 for a tenth".into()) }
+}
+
+/// A rate, a size or a time.
+fn amount(text: &str) -> Result<f64, String> {
+    let amount = text.parse().map_err(|_| "write a number, such as 100".to_owned())?;
+    if (0.001..=1e9).contains(&amount) { Ok(amount) } else { Err("from 0.001 to 1000000000".into()) }
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    let count = text.parse().map_err(|_| "write a whole number".to_owned())?;
+    if count >= 1 { Ok(count) } else { Err("at least 1".into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Catches a rate of nothing, which would be simulated for long and for nothing, and a share of more than all.
+    #[test]
+    fn ranges_are_checked_before_anything_is_simulated() {
+        assert_eq!((share("0"), share("1"), amount("0.5"), at_least_one("1")), (Ok(0.0), Ok(1.0), Ok(0.5), Ok(1)));
+        for wrong in ["7", "-1", "NaN", "a"] {
+            assert!(share(wrong).is_err(), "{wrong}");
+        }
+        assert!(["0", "-1", "inf", "NaN"].iter().all(|wrong| amount(wrong).is_err()) && at_least_one("0").is_err());
+    }
 }

@@ -111,7 +111,7 @@ pub fn run(global: &Global, command: &TuneCommand) -> Result<()> {
         return output::line("\nnothing costs anything here");
     }
     output::line(
-        "\n* costs something; these commands change it, in this order (until the next boot; see sysctl.d(5) and limits.conf(5)):",
+        "\n* costs something; these commands change it, in this order\n  (until the next boot; see sysctl.d(5) and limits.conf(5)):",
     )?;
     commands.iter().try_for_each(|command| output::line(format!("  {command}")))
 }

@@ -206,10 +206,13 @@ impl State {
         let why: Vec<String> = obstacles.iter().map(why).collect();
         let others =
             if why.is_empty() { "there are no others".into() } else { format!("of the others {}", why.join(", ")) };
+        let asked = if count == 1 { "1 node is".into() } else { format!("{count} nodes are") };
+        let next = match serving + fitting {
+            0 => "Start more agents or release other functions".into(),
+            most => format!("Start more agents, release other functions or ask for at most {most}"),
+        };
         Refusal::precondition(format!(
-            "{count} nodes are asked for; {serving} have the function already and {fitting} more have room for it; {others}. \
-             Start more agents, release other functions or ask for at most {}",
-            serving + fitting
+            "{asked} asked for; {serving} have the function already and {fitting} more have room for it; {others}. {next}"
         ))
     }
 }

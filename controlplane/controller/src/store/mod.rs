@@ -26,7 +26,7 @@ pub trait StateStore: Send + Sync + 'static {
 pub enum StoreError {
     /// The folder cannot be made or written.
     #[error(
-        "the state directory {path} cannot be used: {source}; make it writable for this user or choose another with state_dir"
+        "the state directory {path} cannot be used: {source}; let this user make and write it, or choose another with --state-dir"
     )]
     Directory {
         /// Which.
@@ -35,7 +35,7 @@ pub enum StoreError {
         source: std::io::Error,
     },
     /// Another process has it.
-    #[error("the state in {0} is in use by another controller; stop that one or choose another state_dir")]
+    #[error("the state in {0} is in use by another controller; stop that one or choose another with --state-dir")]
     InUse(PathBuf),
     /// A file of another program or version.
     #[error(

@@ -55,7 +55,7 @@ pub enum ImportError {
     Document(String),
     /// There is something to lose.
     #[error(
-        "the state in {path} has {functions} functions and {nodes} nodes; replace it with --force, or choose another state_dir"
+        "the state in {path} has {functions} functions and {nodes} nodes; replace it with --force, or choose another with --state-dir"
     )]
     Occupied {
         /// Which.

@@ -138,7 +138,7 @@ fn daemons_say_why_they_do_not_start() {
     assert!(agent(&["--store-dir", &store, "--admin", "0.0.0.0:0"]).contains("loopback"));
     let config = path("agent.toml");
     std::fs::write(&config, "nmae = 'x'").unwrap();
-    assert!(agent(&["--config", &config]).contains("nmae"));
+    assert!(agent(&["--config", &config]).contains("line 1: nmae"));
 }
 
 /// Catches a precedence other than flag, environment, file, default, and a secret that is printed.
@@ -163,9 +163,13 @@ fn print_config_shows_what_would_be_used() {
     assert_eq!(printed["guest_ms"].as_integer(), Some(3000));
     assert_eq!(printed["waiting_every_ms"].as_integer(), Some(50));
     assert!(!printed.to_string().contains("not to be shown"));
+    let json = faasnet(&["agent", "--print-config", "--json"]).env("FAASNET_LOG", "").output().unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert!(json["store_quota_bytes"].is_null() && json["silence_ms"].is_u64(), "{json}");
     let output =
         faasnet(&["controller", "--print-config"]).env("FAASNET_SECRET", "not to be shown at all").output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("\n# tls_client_ca =  (default: none)"), "{text}");
     assert!(text.contains("heartbeat_ms = 500") && !text.contains("not to be shown"), "{text}");
 }
 

@@ -13,9 +13,10 @@ use faasnet_benches::relay::{self, Engine, Knobs, Mode, Options, Report, Sweep};
 use faasnet_lab::Rate;
 
 use crate::cli::Global;
+use crate::crowd;
 use crate::daemon::shutdown;
 use crate::idle;
-use crate::output;
+use crate::{output, progress};
 
 /// `faasnet bench …`
 #[derive(Debug, Subcommand)]
@@ -41,6 +42,15 @@ Example:
     /// What an agent costs while nothing is to be done: memory of its own, wake-ups
     Idle {
         /// For how long to watch it
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=600))]
+        seconds: u64,
+    },
+    /// What a controller costs while very many agents hold a session and nothing is to be done
+    Agents {
+        /// How many agents, each with a connection of its own
+        #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=60_000))]
+        count: u32,
+        /// For how long to watch the controller
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=600))]
         seconds: u64,
     },
@@ -180,6 +190,7 @@ pub async fn run(global: &Global, command: BenchCommand) -> Result<()> {
         BenchCommand::Relay(args) => args,
         BenchCommand::Depth(args) => return depth(global, args).await,
         BenchCommand::Idle { seconds } => return idle(global, seconds).await,
+        BenchCommand::Agents { count, seconds } => return agents(global, count, seconds).await,
         BenchCommand::RelayProcess { job } => {
             return tokio::task::spawn_blocking(move || relay::process::main(&job))
                 .await
@@ -242,6 +253,26 @@ async fn idle(global: &Global, seconds: u64) -> Result<()> {
             idle.seconds,
             idle::MOST_SWITCHES_PER_S,
             if idle.met { "met" } else { "NOT met" }
+        )),
+    }
+}
+
+async fn agents(global: &Global, count: u32, seconds: u64) -> Result<()> {
+    let bar = progress::count(global.json, "agents", count.into());
+    let told = |accepted: usize| bar.set_position(accepted as u64);
+    let crowd = crowd::run(count as usize, Duration::from_secs(seconds), told).await?;
+    bar.finish_and_clear();
+    match global.json {
+        true => output::json(&crowd),
+        false => output::line(format!(
+            "{} idle agents: the controller takes {:.1} % of a core, its state machine {:.2} %, and {:.0} MiB without file cache, over {:.0} s; \
+             they attached within {:.1} s",
+            crowd.agents,
+            crowd.cores * 100.0,
+            crowd.state_machine_cores * 100.0,
+            crowd.anonymous_bytes as f64 / f64::from(1u32 << 20),
+            crowd.seconds,
+            crowd.attach_seconds
         )),
     }
 }

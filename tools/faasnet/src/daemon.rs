@@ -9,6 +9,7 @@ use clap::{Arg, Args, Command};
 use faasnet_agent::Agent;
 use faasnet_agent::budget::Budget;
 use faasnet_controller::Controller;
+use rustix::process::Resource;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
@@ -17,8 +18,17 @@ use crate::daemon_args::{AgentArgs, AgentSettings, ControllerArgs, ControllerSet
 use crate::registry::{RegistryOptions, RegistryServer};
 use crate::{output, service, settings};
 
+/// Takes as many descriptors as the hard limit allows: each agent, child and client is one, and shells give 1,024.
+pub fn raise_open_files() {
+    let mut limit = rustix::process::getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // Ignored: `faasnet tune show` tells of a low limit, and whoever runs into it gets an error that names it.
+    let _ = rustix::process::setrlimit(Resource::Nofile, limit);
+}
+
 /// Runs an agent until it is told to stop.
 pub async fn agent(global: &Global, mut args: AgentArgs) -> Result<()> {
+    raise_open_files();
     // A variable that is set to nothing is not set.
     args.settings.controller = global.controller.clone().filter(|url| !url.trim().is_empty());
     args.settings.tls_ca = global.tls_ca.clone();
@@ -56,6 +66,7 @@ pub async fn agent(global: &Global, mut args: AgentArgs) -> Result<()> {
 
 /// Runs the controller until it is told to stop.
 pub async fn controller(global: &Global, mut args: ControllerArgs) -> Result<()> {
+    raise_open_files();
     args.settings.tls_cert = global.tls_cert.clone();
     args.settings.tls_key = global.tls_key.clone();
     args.settings.cluster_secret = global.secret.clone();

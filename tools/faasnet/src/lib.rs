@@ -12,6 +12,7 @@ pub mod certs;
 pub mod cli;
 pub mod client;
 pub mod cluster;
+pub mod crowd;
 pub mod daemon;
 pub mod daemon_args;
 pub mod demo;

@@ -55,6 +55,19 @@ impl Display {
     }
 }
 
+/// A bar that counts up to `total`; nothing with `--json` or in a pipe.
+pub fn count(json: bool, what: &str, total: u64) -> ProgressBar {
+    if json || !stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(total).with_prefix(what.to_owned());
+    // Ignored: a template that cannot be read leaves the default one.
+    if let Ok(style) = ProgressStyle::with_template("{prefix} {pos} of {len} {wide_bar}") {
+        bar.set_style(style);
+    }
+    bar
+}
+
 /// Prints a line when the node's state is another than the last one printed.
 fn changed(last: &mut HashMap<String, String>, node: &NodeView) -> Result<()> {
     let state = if node.alive { node.state.clone() } else { format!("{} (no sign of life)", node.state) };

@@ -5,7 +5,7 @@ use std::time::Duration;
 use faasnet::cluster::{Cluster, ClusterOptions};
 use faasnet::idle::{self, Idle, MOST_BYTES, MOST_SWITCHES_PER_S};
 
-use crate::common::exe;
+use crate::common::{exe, run};
 
 /// Several heartbeats and several of a worker's longest waits.
 const PERIOD: Duration = Duration::from_secs(12);
@@ -29,4 +29,14 @@ async fn an_idle_agent_sleeps() {
     println!("idle: {} KiB anonymous, {voluntary_switches_per_s:.2} switches/s", anonymous_bytes / 1024);
     assert!(anonymous_bytes < MOST_BYTES, "an idle agent has {anonymous_bytes} bytes");
     assert!(voluntary_switches_per_s <= MOST_SWITCHES_PER_S, "{voluntary_switches_per_s} voluntary switches a second");
+}
+
+/// Catches a crowd of which the controller accepts nobody, or that it loses while nothing happens.
+#[test]
+fn a_crowd_stays_attached() {
+    let output = run(&["bench", "agents", "--count", "40", "--seconds", "1", "--json"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let crowd: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(crowd["agents"], 40);
+    assert!(crowd["cores"].as_f64() >= crowd["state_machine_cores"].as_f64(), "{crowd}");
 }

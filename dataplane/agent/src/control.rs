@@ -74,7 +74,7 @@ pub(crate) struct Control<W> {
     node_key: Arc<SigningKey>,
     store: Store,
     memory: Memory,
-    /// What the controller said before this start; gone when it was heard, or is not expected any more.
+    /// What the controller said before this start; gone when it counts again or was said anew, nothing once a controller refused this agent.
     remembered: Option<Vec<v1::Assign>>,
     keys: watch::Sender<KeySet>,
     worker: W,
@@ -192,8 +192,9 @@ impl<W: WorkerLink> Control<W> {
             Input::Detached { away } => {
                 (self.uplink, self.term) = (None, None);
                 self.images.clear();
-                if away {
-                    self.remember()?;
+                match away {
+                    true => self.remember()?,
+                    false => self.remembered.iter_mut().for_each(Vec::clear),
                 }
             }
             Input::Order(order) => self.take_order(*order)?,
@@ -391,7 +392,9 @@ impl<W: WorkerLink> Control<W> {
 
     /// The controller was not reached at this start: what it said before it still counts.
     fn remember(&mut self) -> Result<(), WorkerEnded> {
-        for assign in self.remembered.take().unwrap_or_default() {
+        // After a refusal it stays empty: who accepts this agent later still has it forgotten on the disk.
+        let Some(assigns) = self.remembered.take_if(|assigns| !assigns.is_empty()) else { return Ok(()) };
+        for assign in assigns {
             match AssignOrder::parse(assign) {
                 Ok(order) => {
                     tracing::info!(

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 
 use faasnet_api::v1::agent_session_server::{AgentSession, AgentSessionServer};
 use faasnet_api::v1::event::Event;
-use faasnet_api::{Descriptor, FunctionId, ImageId, v1};
+use faasnet_api::{ClusterSecret, Descriptor, FunctionId, ImageId, v1};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
@@ -157,7 +157,7 @@ struct Session {
     skipped: VecDeque<Event>,
 }
 
-struct Service(mpsc::Sender<Session>, Arc<AtomicUsize>);
+struct Service(mpsc::Sender<Session>, Arc<AtomicUsize>, ClusterSecret);
 
 #[tonic::async_trait]
 impl AgentSession for Service {
@@ -165,7 +165,7 @@ impl AgentSession for Service {
 
     async fn attach(&self, request: Request<Streaming<v1::Event>>) -> Result<Response<Self::AttachStream>, Status> {
         let token = request.metadata().get("authorization").and_then(|value| value.to_str().ok()).unwrap_or_default();
-        if token.strip_prefix("Bearer ").is_none_or(|token| !secret().accepts_rpc_token(token)) {
+        if token.strip_prefix("Bearer ").is_none_or(|token| !self.2.accepts_rpc_token(token)) {
             self.1.fetch_add(1, Ordering::SeqCst);
             return Err(Status::unauthenticated("wrong token"));
         }
@@ -182,11 +182,16 @@ impl Controller {
     }
 
     async fn start_at(address: SocketAddr) -> Self {
+        Self::start_for(address, secret()).await
+    }
+
+    /// Of the cluster with `secret`.
+    async fn start_for(address: SocketAddr, secret: ClusterSecret) -> Self {
         let listener = tokio::net::TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (sender, sessions) = mpsc::channel(4);
         let refused = Arc::new(AtomicUsize::new(0));
-        let service = Service(sender, refused.clone());
+        let service = Service(sender, refused.clone(), secret);
         let mut running = JoinSet::new();
         running.spawn(async move {
             let service = AgentSessionServer::new(service);

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::test_support::layout;
-use faasnet_api::{Introduction, NodeId, PublicKey};
+use faasnet_api::{ClusterSecret, Introduction, NodeId, PublicKey};
 
 /// Catches a first message that is not `Attached`, wrong facts in it, a missing token, and an agent without a pulse.
 #[tokio::test(flavor = "multi_thread")]
@@ -167,7 +167,7 @@ async fn a_stopped_agent_says_goodbye() {
     assert!(stopped.load(Ordering::SeqCst));
 }
 
-/// Catches an agent that goes on by the last word of a controller that is there and does not want it.
+/// Catches an agent that goes on by the last word of a controller that does not want it, at once or when that controller is away.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_agent_does_not_go_on_alone() {
     let folder = tempfile::tempdir().unwrap();
@@ -189,11 +189,21 @@ async fn a_refused_agent_does_not_go_on_alone() {
         }
     };
     within("refusals", refused).await;
-    assert!(agent.worker.commands.try_recv().is_err(), "it holds nothing");
+    controller.running.shutdown().await;
+    // The second connection comes after the control side was told how the first one failed.
+    let nobody = tokio::net::TcpListener::bind(controller.address).await.unwrap();
+    for _ in 0..2 {
+        drop(within("a connection", nobody.accept()).await.unwrap());
+    }
+    drop(nobody);
+    let mut its_own = Controller::start_for(controller.address, ClusterSecret::new(b"another-cluster's")).await;
+    let (_session, attached) = its_own.attached().await;
+    assert_eq!(attached.held, [], "it held nothing while the controller was away");
+    assert!(agent.worker.commands.try_recv().is_err());
     agent.stop().await.unwrap();
+    its_own.running.shutdown().await;
 
     // When nobody is there it does go on.
-    controller.running.shutdown().await;
     let mut agent = Running::start(&settings).await;
     assert!(matches!(agent.worker.command().await, WorkerCommand::Assign(_)));
     agent.stop().await.unwrap();

@@ -3,7 +3,8 @@
 //! Owned by the upstream side of one stripe, whose plan does not name the origin. It counts from the last sign that bytes come, or will.
 //!
 //! LIFECYCLE: fed → stranded (nothing came for a while and everybody known has failed: the controller is asked, again and again) → given for
-//! a time, or, unanswered for long, a last round through everybody known and then the origin. A sign of life or a new plan begins it anew.
+//! a time, or, unanswered for long, a last round through everybody known and then the origin. Whoever reads goes on asking and looks back
+//! to the plan now and then: with a controller or a parent there again it is theirs to end. A sign of life or a new plan begins it anew.
 
 use std::time::Duration;
 
@@ -20,6 +21,8 @@ pub(crate) struct Leave {
     asked: Option<Now>,
     /// Since when questions have been without an answer.
     unanswered: Option<Now>,
+    /// When the plan was last looked back to while the origin was read, and how often.
+    looked: Option<(Now, usize)>,
     standing: Standing,
 }
 
@@ -35,6 +38,8 @@ enum Standing {
 
 /// How often the controller is asked.
 const ASK_EVERY: Duration = Duration::from_secs(2);
+/// How often a reader of the origin tries a node of its plan. One that lets us in and has nothing costs the stream a short break.
+const LOOK_BACK_EVERY: Duration = Duration::from_secs(5);
 
 impl Leave {
     /// Begins anew: the plan has changed.
@@ -46,7 +51,7 @@ impl Leave {
     pub(crate) fn fed(&mut self, now: Now, from_origin: bool) {
         self.fed = Some(now);
         if !from_origin {
-            (self.asked, self.unanswered, self.standing) = (None, None, Standing::None);
+            *self = Self { fed: self.fed, ..Self::default() };
         }
     }
 
@@ -68,7 +73,8 @@ impl Leave {
         let due = match self.standing {
             // Answers are seconds away at most; half of the time is early enough.
             Standing::Given { since, until } => reads && now >= since + (until - since) / 2,
-            Standing::LastRound(_) => false,
+            // Nobody has said yes yet: as soon as the controller is there it decides.
+            Standing::LastRound(_) => reads,
             Standing::None => stranded,
         };
         let asks = due && self.asked.is_none_or(|asked| now >= asked + ASK_EVERY);
@@ -102,6 +108,16 @@ impl Leave {
         if matches!(self.standing, Standing::Given { until, .. } if !reads && now >= until) {
             self.standing = Standing::None;
         }
+    }
+
+    /// Which node of the plan, by number, a reader of the origin tries now, if any: each in its turn, the planned upstream first.
+    pub(crate) fn looks_back(&mut self, now: Now) -> Option<usize> {
+        let (last, looks) = self.looked.get_or_insert((now, 0));
+        if now < *last + LOOK_BACK_EVERY {
+            return None;
+        }
+        (*last, *looks) = (now, *looks + 1);
+        Some(*looks - 1)
     }
 
     /// Whether the origin may be read, at the latest after a last round.

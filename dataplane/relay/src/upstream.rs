@@ -214,8 +214,10 @@ impl Upstreams {
         // A parent that bytes flow past may only have found somebody who has none either; one that parks us has just to be told.
         let promises = reason == WaitingFor::Origin
             || (reason == WaitingFor::Progress && matches!(link.phase, Phase::Greeting { .. }));
-        let from_origin = link.target == Target::Origin;
+        let target = link.target;
         if promises {
+            // While the origin is read, a parent that is yet to let us in does not end the leave for it.
+            let from_origin = target == Target::Origin || self.reads_origin();
             self.leave.fed(now, from_origin);
         }
     }
@@ -395,8 +397,8 @@ impl Upstreams {
         let unfed = self.active.as_ref().is_none_or(Link::is_unfed);
         let target = match &self.active {
             Some(active) if active.phase != Phase::Streaming => return,
-            // Stays there until somebody says no or the plan changes: what the plan names has failed.
-            Some(active) if active.target == Target::Origin && self.leave.is_given() => return,
+            // What the plan names has failed: tried now and then, and otherwise only when somebody says no or the plan changes.
+            Some(active) if active.target == Target::Origin && self.leave.is_given() => self.look_back(now),
             _ if unfed && self.leave.is_given() && !self.is_distrusted(Target::Origin, now) => {
                 Some(self.leave.next_target())
             }
@@ -411,6 +413,13 @@ impl Upstreams {
             self.actions.push(UpstreamAction::Connect(id, target));
             self.candidate = Some(Link::new(id, target, now));
         }
+    }
+
+    /// A node of the plan that may be there again.
+    fn look_back(&mut self, now: Now) -> Option<Target> {
+        let looks = self.leave.looks_back(now)?;
+        let planned: Vec<Target> = std::iter::once(&self.plan.upstream).chain(&self.plan.fallbacks).copied().collect();
+        Some(planned[looks % planned.len()]).filter(|target| !self.is_distrusted(*target, now))
     }
 
     fn next_target(&mut self, now: Now) -> Option<Target> {

@@ -213,15 +213,14 @@ fn an_orphan_asks_for_leave_and_reads_the_origin_only_with_it() {
     up.origin_leave(ms(46_000), Duration::from_secs(30));
     let (id, target) = stream(&mut up, ms(46_000));
     assert_eq!(target, Target::Origin);
-    // Half of the lease later it asks to go on, and does not go back to a plan that has failed meanwhile.
-    let mut asked = 0;
+    // Half of the lease later it asks to go on; what the plan names is tried now and then, and where it fails still, the origin is read on.
+    let mut done = Vec::new();
     for t in (46_000..62_000).step_by(50) {
         up.block(id, ms(t));
-        let actions = up.poll(ms(t), true);
-        asked += actions.iter().filter(|action| **action == UpstreamAction::AskForOrigin).count();
-        assert!(actions.iter().all(|action| *action == UpstreamAction::AskForOrigin), "{actions:?}");
+        done.extend(fail_everywhere(&mut up, t, 50));
+        assert_eq!(up.active(), Some((id, Target::Origin)));
     }
-    assert_eq!(asked, 1);
+    assert_eq!(done.iter().map(|(_, action)| action).collect::<Vec<_>>(), [&UpstreamAction::AskForOrigin]);
     up.origin_leave(ms(62_000), Duration::ZERO);
     assert!(up.poll(ms(62_000), true).contains(&UpstreamAction::Close(id)));
 }
@@ -231,23 +230,78 @@ fn an_orphan_asks_for_leave_and_reads_the_origin_only_with_it() {
 fn without_an_answer_an_orphan_asks_everybody_once_more_and_then_reads_the_origin() {
     let mut up = upstreams(node(1), &[node(2)]);
     up.meet([node(5)]);
-    let mut tried = Vec::new();
-    let read = (0..60_000).step_by(50).find(|t| {
-        let mut reads = false;
-        for action in up.poll(ms(*t), true) {
-            let UpstreamAction::Connect(id, target) = action else { continue };
-            reads |= target == Target::Origin;
-            tried.push((*t, target));
-            if target != Target::Origin {
-                up.closed(id, ms(*t), "connection refused", false);
-            }
-        }
-        reads
-    });
-    let read = read.expect("the origin is never read");
+    let (tried, read, _) = last_round(&mut up);
     assert!((8_000..24_000).contains(&read), "{read}");
-    let last: Vec<Target> = tried.iter().rev().take(4).map(|(_, target)| *target).collect();
+    let last: Vec<Target> = tried.iter().rev().take(4).copied().collect();
     assert_eq!(last, [Target::Origin, node(5), node(2), node(1)]);
+}
+
+/// Lets every node fail and nobody answer until the origin is tried: who was tried, when the origin was, and on which link.
+fn last_round(up: &mut Upstreams) -> (Vec<Target>, u64, LinkId) {
+    let mut tried = Vec::new();
+    for t in (0..60_000).step_by(50) {
+        for action in up.poll(ms(t), true) {
+            let UpstreamAction::Connect(id, target) = action else { continue };
+            tried.push(target);
+            if target == Target::Origin {
+                return (tried, t, id);
+            }
+            up.closed(id, ms(t), "connection refused", false);
+        }
+    }
+    panic!("the origin is never read");
+}
+
+/// Catches a node that reads the origin for ever because nobody answered once: neither the controller's no nor its parent ends it.
+#[test]
+fn the_origin_is_given_back_to_a_parent_or_a_controller_that_is_there_again() {
+    let reader = || {
+        let mut up = upstreams(node(1), &[node(2)]);
+        let (_, now, id) = last_round(&mut up);
+        up.connected(id, ms(now));
+        up.welcomed(id, ms(now), Vec::new());
+        assert_eq!(up.poll(ms(now), true), [UpstreamAction::Want(id)]);
+        (up, now, id)
+    };
+    // While nobody is there it asks on, tries its plan, and reads.
+    let (mut up, start, id) = reader();
+    let mut done = Vec::new();
+    for t in (start..start + 20_000).step_by(50) {
+        up.block(id, ms(t));
+        done.extend(fail_everywhere(&mut up, t, 50));
+        assert_eq!(up.active(), Some((id, Target::Origin)));
+    }
+    assert!(done.len() >= 9 && done.iter().all(|(_, action)| *action == UpstreamAction::AskForOrigin), "{done:?}");
+    up.origin_leave(ms(start + 20_000), Duration::ZERO);
+    assert!(up.poll(ms(start + 20_000), true).contains(&UpstreamAction::Close(id)));
+
+    // One that got leave gives it back as well, to its parent; and one whose parent is there but has nothing reads on.
+    for (lease, has_blocks) in [(None, true), (Some(30), true), (None, false)] {
+        let (mut up, start, id) = reader();
+        lease.into_iter().for_each(|seconds| up.origin_leave(ms(start), Duration::from_secs(seconds)));
+        let (now, back) = (start..start + 10_000)
+            .step_by(50)
+            .find_map(|t| {
+                up.block(id, ms(t));
+                up.poll(ms(t), true).into_iter().find_map(|action| match action {
+                    UpstreamAction::Connect(back, target) => Some((t, back)).filter(|_| target == node(1)),
+                    _ => None,
+                })
+            })
+            .expect("the plan is never tried");
+        up.connected(back, ms(now));
+        up.welcomed(back, ms(now), vec![NodeId([1; 16])]);
+        assert_eq!(up.poll(ms(now), true), [UpstreamAction::Stop(id)]);
+        up.closed(id, ms(now), "stopped", false);
+        assert_eq!(up.poll(ms(now), true), [UpstreamAction::Want(back)]);
+        match has_blocks {
+            true => up.block(back, ms(now + 50)),
+            false => up.waiting(back, ms(now + 50), WaitingFor::Upstream),
+        }
+        let next = up.poll(ms(now + 50), true);
+        let reads_again = matches!(next[..], [UpstreamAction::Connect(_, Target::Origin)]);
+        assert_eq!((reads_again, next.is_empty()), (!has_blocks, has_blocks), "{next:?}");
+    }
 }
 
 /// Catches an orphan that reads the origin although a member whom only the other stripe's plan names has everything.

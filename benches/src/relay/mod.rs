@@ -103,6 +103,7 @@ pub fn run(options: &Options, mut progress: impl FnMut(&str)) -> Result<Report> 
     let mut rows: Vec<Row> = setups.into_iter().flat_map(|setup| setup.rows(&combinations)).collect();
     report::compare(&mut rows);
     let targets = targets::judge(&rows, &slow_child);
+    notes.extend(targets::note(&rows));
     Ok(Report { environment, rows, targets, slow_child, notes })
 }
 

@@ -87,8 +87,9 @@ impl Quantity {
 /// The targets for which everything was measured; of a sweep there are none.
 pub(crate) fn judge(rows: &[Row], slow_child: &[SlowChild]) -> Vec<Target> {
     let rows: Vec<&Row> = rows.iter().filter(|row| row.sweep.is_none()).collect();
-    let is_small = rows.iter().any(|row| row.fragment_bytes < SMALL_FRAGMENT_BYTES);
-    let mut targets = if is_small { beside_copy(&rows) } else { beside_others(&rows) };
+    let (small, large): (Vec<&Row>, Vec<&Row>) = rows.iter().partition(|row| row.fragment_bytes < SMALL_FRAGMENT_BYTES);
+    let mut targets = beside_others(&large);
+    targets.extend(beside_copy(&small));
     for engine in JUDGED {
         let slow = slow_child.iter().filter(|slow| slow.engine == engine);
         targets.extend(
@@ -101,6 +102,16 @@ pub(crate) fn judge(rows: &[Row], slow_child: &[SlowChild]) -> Vec<Target> {
         );
     }
     targets
+}
+
+/// Says for which rows there are no targets but [`LEAST_OF_COPY`].
+pub(crate) fn note(rows: &[Row]) -> Option<String> {
+    let small: Vec<&Row> = rows.iter().filter(|row| row.fragment_bytes < SMALL_FRAGMENT_BYTES).collect();
+    let least = small.iter().map(|row| row.fragment_bytes).min()?;
+    let (count, all) = (small.len(), rows.len());
+    Some(format!(
+        "{count} of {all} rows got their bytes in single packets ({least} B a fragment), where little can be won: of these only `auto` is judged, against `copy`"
+    ))
 }
 
 fn find<'a>(rows: &[&'a Row], engine: Engine, mode: Mode) -> Option<&'a Row> {
@@ -244,5 +255,16 @@ mod tests {
         let targets = judge(&[of(Engine::Copy256K, 1.0), of(Engine::Copy, 1.0), of(Engine::Auto, 0.96)], &[]);
         let verdicts: Vec<_> = targets.iter().map(|target| (target.against, target.must, target.met)).collect();
         assert_eq!(verdicts, [(Some(Engine::Copy), LEAST_OF_COPY, false)]);
+        // One such row takes nothing away from the others.
+        let mut rows = [
+            of(Engine::Tokio, 1.0),
+            row(Engine::Copy256K, Mode::Forward, 1.0, 1.0),
+            row(Engine::Auto, Mode::Forward, 1.4, 1.0),
+        ];
+        let verdicts = |rows: &[Row]| judge(rows, &[]).iter().map(|target| target.met).collect::<Vec<_>>();
+        assert_eq!(verdicts(&rows), [false, false]);
+        assert!(note(&rows).is_some_and(|note| note.starts_with("1 of 3 rows")));
+        rows[0] = row(Engine::Tokio, Mode::Forward, 1.0, 1.0);
+        assert_eq!((note(&rows), verdicts(&rows)), (None, vec![false, false]));
     }
 }

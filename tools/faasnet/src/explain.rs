@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::cli::{ExplainArgs, Global};
 use crate::client::{self, Control};
 use crate::output;
-use crate::view::{self, FunctionView, Names, NodeView, StoryView, TreeView, UpstreamView};
+use crate::view::{self, FunctionView, GivenUpView, Names, NodeView, StoryView, TreeView, UpstreamView};
 
 /// A pull that took long, or that is looked at alone, node by node.
 #[derive(Debug, Serialize)]
@@ -182,14 +182,32 @@ fn time(seconds: f64) -> String {
 fn why(node: &str, upstream: &UpstreamView, story: &StoryView, trees: &[TreeView]) -> String {
     let tree = trees.iter().find(|tree| tree.stripe == upstream.stripe);
     let planned = tree.and_then(|tree| tree.edges.iter().find(|edge| edge.node == node)).map(|edge| &edge.parent);
-    let failed =
-        story.given_up.iter().rev().find(|entry| entry.stripe == upstream.stripe && entry.node != upstream.node);
-    match (planned == Some(&upstream.node), upstream.is_origin(), failed) {
-        (true, true, _) => "root of this stripe".into(),
-        (true, false, _) => "planned parent".into(),
-        (false, _, Some(entry)) => format!("{} was given up: {}", entry.node, output::one_line(&entry.reason)),
-        (false, _, None) => "by an earlier plan".into(),
+    match (planned == Some(&upstream.node), upstream.is_origin()) {
+        (true, true) => "root of this stripe".into(),
+        (true, false) => "planned parent".into(),
+        (false, _) => match &others_given_up(upstream, story)[..] {
+            [] => "by an earlier plan".into(),
+            [other] => format!("{} was given up: {}", other.node, output::one_line(&other.reason)),
+            [others @ .., last] => {
+                let others: Vec<&str> = others.iter().map(|other| other.node.as_str()).collect();
+                format!("{} and {} were given up", others.join(", "), last.node)
+            }
+        },
     }
+}
+
+/// Who failed in this stripe beside `upstream`, each with its first reason. When `upstream` began to serve is not known, only that it did
+/// before it was given up itself; so whoever failed after that is no reason, and of those before it none is singled out.
+fn others_given_up<'a>(upstream: &UpstreamView, story: &'a StoryView) -> Vec<&'a GivenUpView> {
+    let of_stripe = story.given_up.iter().filter(|entry| entry.stripe == upstream.stripe);
+    let before = of_stripe.take_while(|entry| entry.node != upstream.node);
+    let mut others: Vec<&GivenUpView> = Vec::new();
+    for entry in before {
+        if others.iter().all(|known| known.node != entry.node) {
+            others.push(entry);
+        }
+    }
+    others
 }
 
 /// All nodes in one table, the slowest last.
@@ -288,6 +306,21 @@ mod tests {
         assert_eq!(story.served_by[1].why, "planned parent");
         assert_eq!(story.served_by[0].why, "by an earlier plan");
         assert!(text.contains("gave up b after") && text.contains("silent for 250 ms"), "{text}");
+    }
+
+    /// Catches a reason that came later than what it explains, and one that is picked out of several by chance.
+    #[test]
+    fn only_who_failed_before_is_a_reason() {
+        let entry =
+            |node: &str, stripe| GivenUpView { stripe, node: node.into(), reason: "reset".into(), at_seconds: 1.0 };
+        let given_up = ["p", "f1", "f2", "p"].map(|node| entry(node, 0)).into();
+        let mut story = StoryView { given_up, ..StoryView::default() };
+        story.given_up.insert(0, entry("x", 1));
+        let of = |node: &str| why("c", &UpstreamView { stripe: 0, node: node.into(), bytes: 1 }, &story, &[]);
+        assert_eq!(of("f1"), "p was given up: reset");
+        assert_eq!(of("f2"), "p and f1 were given up");
+        assert_eq!(of("f3"), "p, f1 and f2 were given up");
+        assert_eq!(of("p"), "by an earlier plan");
     }
 
     /// Catches an overview that needs a story from a node which has not reported one.

@@ -18,6 +18,8 @@ const ANSWER: Duration = Duration::from_secs(3);
 const PULL: Duration = Duration::from_secs(300);
 /// ctr keeps images by namespace; this one is ours, and empty again afterwards.
 const NAMESPACE: &str = "faasnet-install";
+/// What dockerd has loaded, whatever its file says by now.
+const DOCKERS_MIRRORS: [&str; 4] = ["docker", "info", "--format", "{{json .RegistryConfig.Mirrors}}"];
 
 /// The outcome of one check.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -66,8 +68,8 @@ pub(super) async fn mirror(host: &Host, mirror: &Mirror) -> Check {
     }
 }
 
-/// Lets the runtime pull an image; containerd by the hosts in `folder`.
-pub(super) async fn pull(host: &Host, runtime: Runtime, folder: Option<&Path>, image: &str) -> Check {
+/// Lets the runtime pull an image through `mirror`, if it has read the new settings; containerd by the hosts in `folder`.
+pub(super) async fn pull(host: &Host, runtime: Runtime, mirror: &Mirror, folder: Option<&Path>, image: &str) -> Check {
     if !host.is_this() {
         return Check::not_done("the files are not this host's, so nothing was pulled");
     }
@@ -77,10 +79,19 @@ pub(super) async fn pull(host: &Host, runtime: Runtime, folder: Option<&Path>, i
             (&["ctr", "version"], vec!["ctr", "-n", NAMESPACE, "images", "pull", "--hosts-dir", &folder, image])
         }
         Runtime::Podman => (&["podman", "version"], vec!["podman", "pull", "--quiet", image]),
-        Runtime::Docker => (&["docker", "version"], vec!["docker", "pull", "--quiet", image]),
+        Runtime::Docker => (&DOCKERS_MIRRORS, vec!["docker", "pull", "--quiet", image]),
     };
-    if let Err(why) = run(asked, ANSWER * 5).await {
-        return Check::not_done(format!("{image} was not pulled, since {runtime} does not answer here: {why}"));
+    match run(asked, ANSWER * 5).await {
+        Ok(said) if runtime == Runtime::Docker && !names(&said, mirror) => {
+            return Check::not_done(format!(
+                "{image} was not pulled: dockerd has not read its new settings, so a pull would say nothing about them; \
+                 after the reload: docker pull {image}"
+            ));
+        }
+        Ok(_) => {}
+        Err(why) => {
+            return Check::not_done(format!("{image} was not pulled, since {runtime} does not answer here: {why}"));
+        }
     }
     let outcome = run(&pulled, PULL).await;
     if runtime == Runtime::Containerd {
@@ -88,24 +99,52 @@ pub(super) async fn pull(host: &Host, runtime: Runtime, folder: Option<&Path>, i
         let _ = run(&["ctr", "-n", NAMESPACE, "images", "rm", "--sync", image], PULL).await;
         let _ = run(&["ctr", "namespaces", "rm", NAMESPACE], ANSWER).await;
     }
+    let what = match runtime {
+        Runtime::Containerd => format!(
+            "ctr pulled {image} by the files in {folder}; not checked: config_path in config.toml, which the CRI plugin reads when it starts"
+        ),
+        _ => format!("{runtime} pulled {image}"),
+    };
     match outcome {
-        Ok(()) => Check { ok: Some(true), what: format!("{runtime} pulled {image}") },
+        Ok(_) => Check { ok: Some(true), what },
         Err(why) => Check { ok: Some(false), what: format!("{runtime} cannot pull {image}: {why}") },
     }
 }
 
-async fn run(command: &[&str], patience: Duration) -> Result<(), String> {
+/// Whether `mirror` is among the mirrors that dockerd says it has.
+fn names(said: &str, mirror: &Mirror) -> bool {
+    let mirrors: Option<Vec<String>> = serde_json::from_str(said.trim()).unwrap_or_default();
+    mirrors.into_iter().flatten().any(|url| url.trim_end_matches('/') == mirror.url())
+}
+
+/// Runs a command: what it prints, or why it failed.
+async fn run(command: &[&str], patience: Duration) -> Result<String, String> {
     let (program, arguments) = command.split_first().ok_or("no command")?;
     let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     let child = command.spawn().map_err(|error| format!("{program}: {error}"))?;
     match tokio::time::timeout(patience, child.wait_with_output()).await {
-        Ok(Ok(output)) if output.status.success() => Ok(()),
+        Ok(Ok(output)) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
         Ok(Ok(output)) => {
             let errors = String::from_utf8_lossy(&output.stderr);
             Err(output::one_line(errors.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it says no reason")))
         }
         Ok(Err(error)) => Err(format!("{program}: {error}")),
         Err(_) => Err(format!("{program} takes longer than {} s", patience.as_secs())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Catches a pull that is said to prove settings which dockerd has not read.
+    #[test]
+    fn only_a_loaded_mirror_is_checked() {
+        let mirror: Mirror = "http://127.0.0.1:7412".parse().unwrap();
+        assert!(names("[\"https://a/\",\"http://127.0.0.1:7412/\"]\n", &mirror));
+        for said in ["null\n", "[]", "[\"http://127.0.0.1:74120/\"]", "", "<no value>"] {
+            assert!(!names(said, &mirror), "{said}");
+        }
     }
 }

@@ -74,7 +74,7 @@ pub struct InstallArgs {
     /// Where the agent's registry mirror answers
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:7412")]
     pub mirror: Mirror,
-    /// Pull this image afterwards; if that fails, everything is put back
+    /// Pull this image afterwards; if that fails, everything is put back (docker: only where the daemon has the mirror loaded already)
     #[arg(long, value_name = "REF")]
     pub test_image: Option<String>,
     /// Which files.
@@ -119,7 +119,7 @@ pub async fn install(global: &Global, args: InstallArgs) -> Result<()> {
         check::mirror(&host, &args.mirror).await
     };
     if let Some(image) = args.test_image.as_deref().filter(|_| !args.place.dry_run) {
-        let pull = check::pull(&host, args.runtime, report.folder.as_deref(), image).await;
+        let pull = check::pull(&host, args.runtime, &args.mirror, report.folder.as_deref(), image).await;
         if pull.ok == Some(false) {
             let outcome =
                 if report.take_back(&host)? { "everything was put back as it was" } else { "nothing was changed" };

@@ -141,15 +141,23 @@ fn disturbed(fault: &FaultPlan, run: &RunReport) -> Vec<Target> {
 /// Ours beside the others, at every number of hosts that `rows` have.
 pub(super) fn of_comparison(rows: &[CompareRow]) -> Vec<Target> {
     let twin = System::Own(LabPolicy::Twin).to_string();
-    let ours = rows.iter().filter(|row| row.system == twin).filter_map(|row| Some((row.hosts, row.ratio?)));
-    ours.flat_map(|(hosts, ratio)| {
-        let others = Rival::ALL.into_iter().filter_map(move |rival| {
-            let found = rows.iter().find(|row| row.hosts == hosts && row.system == rival.to_string());
+    let ours = rows.iter().filter(|row| row.system == twin);
+    ours.flat_map(|row| {
+        let Some(ratio) = row.ratio else { return vec![without_figure(row)] };
+        let others = Rival::ALL.into_iter().filter_map(|rival| {
+            let found = rows.iter().find(|other| other.hosts == row.hosts && other.system == rival.to_string());
             Some((rival, found?.ratio?))
         });
-        beside(hosts, ratio, &others.collect::<Vec<_>>())
+        beside(row.hosts, ratio, &others.collect::<Vec<_>>())
     })
     .collect()
+}
+
+/// Ours did not bring every host the right bytes: that is no reason to leave a number of hosts out.
+fn without_figure(row: &CompareRow) -> Target {
+    let note = if row.note.is_empty() { "no run delivered" } else { &row.note };
+    let wanted = format!("{} hosts: beside the others, ÷ bound", row.hosts);
+    Target { wanted, figure: format!("none: {}", output::one_line(note)), limit: "a figure".into(), met: false }
 }
 
 fn beside(hosts: usize, ours: f64, others: &[(Rival, f64)]) -> Vec<Target> {
@@ -224,6 +232,19 @@ mod tests {
         assert_eq!(met(&of_run(&chaos, &stalled)), [true]);
         stalled.audit.problems.push("n1 ended by itself".into());
         assert_eq!(met(&of_run(&chaos, &stalled)), [false]);
+    }
+
+    /// Catches a number of hosts on which ours failed, and which nobody judges therefore.
+    #[test]
+    fn without_a_figure_of_ours_a_comparison_is_missed() {
+        let row =
+            |system: &str, hosts, ratio| CompareRow { system: system.into(), hosts, ratio, ..CompareRow::default() };
+        let (twin, other) = (System::Own(LabPolicy::Twin).to_string(), Rival::NginxTree.to_string());
+        let rows =
+            [row(&twin, 7, None), row(&other, 7, Some(1.0)), row(&twin, 15, Some(1.0)), row(&other, 15, Some(1.1))];
+        let targets = of_comparison(&rows);
+        assert_eq!(met(&targets), [false, true]);
+        assert!(targets[0].wanted.starts_with("7 hosts") && targets[0].figure.contains("no run delivered"));
     }
 
     /// Catches a comparison that is judged by the wrong margin.

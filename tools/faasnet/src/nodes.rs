@@ -36,7 +36,11 @@ pub async fn list(global: &Global) -> Result<()> {
         return output::line("no nodes yet; start one with `faasnet agent --controller URL`");
     }
     let rows = hosts.into_iter().map(|host| {
-        let seen = format!("{} ago", output::seconds(host.last_seen_ms as f64 / 1e3));
+        let seen = match host.state.as_str() {
+            // Not heard since the controller's start; what was stored before may be minutes old.
+            "registered" => "-".into(),
+            _ => format!("{} ago", output::seconds(host.last_seen_ms as f64 / 1e3)),
+        };
         let state = host_state(&host);
         let pool = if host.tenant.is_empty() { "free".into() } else { host.tenant };
         vec![host.name, state, host.data_address, pool, host.functions.to_string(), seen, host.version]

@@ -499,3 +499,26 @@ fn signal(daemon: Option<&Daemon>, signal: Signal) -> Result<()> {
     let pid = pid.context("a process that should be signalled is gone; look at its log with --keep")?;
     kill_process(pid, signal).context("cannot signal a daemon")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Catches a fault that hits nobody and passes for one that did no harm, or that names another reason than the true one.
+    #[test]
+    fn a_fault_that_hits_nobody_is_a_problem() {
+        let plan = Plan { faults: vec!["kill:inner".parse().unwrap()], ..Plan::default() };
+        let mut injector = Injector::new(&plan);
+        injector.pending[0].missed = Missed::Nobody;
+        assert!(!injector.is_done(false) && injector.problems.is_empty());
+        assert!(injector.is_done(true));
+        assert!(
+            injector.problems[0].contains("kill:inner@50 hit nobody: no host was inner"),
+            "{:?}",
+            injector.problems
+        );
+        assert!(injector.reports[0].text().ends_with("such as --hosts 7") && !injector.reports[0].counts);
+        let mut random = Injector::new(&Plan { chaos: Some(7), ..Plan::default() });
+        assert!(random.is_done(true) && random.problems.is_empty() && !random.reports.is_empty());
+    }
+}

@@ -15,9 +15,10 @@ use crate::output;
 
 /// What the headings of the table mean.
 const LEGEND: &str = "
-bound: the image's size by a card's rate; p50, p99, max: when so many nodes held the image; ratio: max by bound;
-others: p99 of the nodes that nothing was done to; origin: copies of the image that it sent;
-moved: nodes that got another parent; again: bytes that were received twice";
+bound: the image's size by a card's rate; ratio: max by bound
+p50, p99, max: when so many of the nodes held the image; others: p99 of those that nothing was done to
+origin: copies of the image that it sent; moved: nodes that got another parent
+again: bytes that were received twice";
 
 /// `faasnet sim`
 #[derive(Debug, Args)]

@@ -113,7 +113,9 @@ pub fn run(global: &Global, command: &TuneCommand) -> Result<()> {
     output::line(
         "\n* costs something; these commands change it, in this order\n  (until the next boot; see sysctl.d(5) and limits.conf(5)):",
     )?;
-    commands.iter().try_for_each(|command| output::line(format!("  {command}")))
+    // Long ones are broken where a shell takes it.
+    let broken = |command: &str| command.replace(" && ", " && \\\n    ").replace(" (or ", "\n    (or ");
+    commands.iter().try_for_each(|command| output::line(format!("  {}", broken(command))))
 }
 
 /// Judges every setting that could be read.

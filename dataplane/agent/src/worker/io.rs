@@ -115,7 +115,7 @@ const RESERVED_LEASES: usize = 4;
 const SLOW_SHARE: usize = 4;
 /// A write that is still under way at so many ticks was on the disk for a whole one. Not judged by the clock: when this thread is kept off
 /// its core, writes that have long ended look old.
-const SLOW_TICKS: u8 = 2;
+pub(super) const SLOW_TICKS: u8 = 2;
 /// Shorter blocks are cheaper through the page cache, which joins them.
 const MIN_DIRECT_BYTES: usize = 64 << 10;
 const DISK_BIT: u64 = 1 << 63;
@@ -240,10 +240,10 @@ impl Io {
         again
     }
 
-    /// Whether blocks go through the page cache, which has more room than our buffers: because the disk is slow, or because it has so
-    /// many of them that receiving would next wait for it. It keeps those that it has, so both are filled at once.
+    /// Whether blocks go through the page cache, which has more room than our buffers, because the disk is slow. Not because the disk has
+    /// most of the buffers: a fast one has them too when this core is busy, and then writing through the page cache takes more of it.
     fn disk_is_behind(&self) -> bool {
-        self.writes_are_many() && (self.disk_is_slow || self.arena.free() <= RESERVED_LEASES)
+        self.writes_are_many() && self.disk_is_slow
     }
 
     /// Whether so many buffers wait for the disk that others want for them.

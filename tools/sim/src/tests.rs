@@ -160,9 +160,9 @@ fn slow_nodes_are_moved_out_of_the_way() {
     assert!(judged.others.p99 * 1.5 < left.others.p99, "{judged:?}, without judging: {left:?}");
 }
 
-/// The targets at full size: 1,000 nodes, 758 MB, 1 Gbit/s. Minutes of work, so apart: `cargo test --release -p faasnet-sim -- --ignored`.
+/// The targets at full size: 1,000 nodes, 758 MB, 1 Gbit/s. A minute of work, so a stage of its own: `tools/check large`.
 #[test]
-#[ignore = "ten simulations of 1,000 nodes take minutes"]
+#[ignore = "simulations of 1,000 nodes take a minute: tools/check large"]
 fn a_thousand_nodes_keep_the_targets() {
     const MEGABYTES: u64 = 758_000_000;
     for (policy, bound) in [(Policy::Twin, 1.05), (Policy::Complete, 2.1)] {

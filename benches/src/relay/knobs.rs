@@ -187,6 +187,7 @@ mod tests {
                 "congestion" => "reno",
                 "store-write" => "buffered",
                 "single-packets" | "huge-pages" => "on",
+                "buffers" => "96",
                 _ => "8192",
             };
             let mut knobs = Knobs::default();

@@ -356,7 +356,12 @@ async fn tree_of_four(engine: Engine) {
     let passed =
         inner.until("sent", |report| report.bytes_live + report.bytes_from_store == 2 * passed.bytes_total).await;
     match engine {
-        Engine::Splice => assert_eq!((passed.mover, passed.bytes_copied, sent.bytes_copied), ("splice", 0, 0)),
+        // On a busy machine a frame now and then cannot be peeked whole, or its pipe is full: that one goes through its buffer.
+        Engine::Splice => {
+            assert_eq!(passed.mover, "splice");
+            let few = passed.bytes_total / 10;
+            assert!(passed.bytes_copied <= few && sent.bytes_copied <= few, "{passed:?}, root: {sent:?}");
+        }
         _ => assert_eq!(passed.bytes_copied, 2 * passed.bytes_total),
     }
 }

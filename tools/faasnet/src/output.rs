@@ -31,7 +31,7 @@ pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
 
 /// A table without frame: `columns` are the headings; those that begin with `>` are right-aligned, in one that begins with `~` cells are
 /// shortened where the table would be too wide. Text is broken between words only, so that names and numbers can be copied: a table is
-/// wider than [`TABLE_COLUMNS`] only where its words leave no choice.
+/// wider than 100 columns only where its words leave no choice.
 pub fn table(columns: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let headings: Vec<String> = columns.iter().map(|column| column.trim_start_matches(['>', '~']).into()).collect();
     let mut rows: Vec<Vec<String>> = rows.into_iter().collect();

@@ -50,7 +50,9 @@ fn take(relay: &mut StripeRelay, frame: &Frame, payload: &[u8]) {
             relay.wanted(child, payload);
             while relay.next_from_store(child).is_some() {}
         }
-        Kind::Request => relay.demanded(child, frame),
+        Kind::Request => {
+            let _ = relay.demanded(child, frame);
+        }
         Kind::Block => {
             if let Ok(block) = relay.expect(frame) {
                 assert_eq!(relay.frame_of(block).as_ref(), Some(frame));

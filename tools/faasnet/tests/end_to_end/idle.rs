@@ -38,5 +38,7 @@ fn a_crowd_stays_attached() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let crowd: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(crowd["agents"], 40);
-    assert!(crowd["cores"].as_f64() >= crowd["state_machine_cores"].as_f64(), "{crowd}");
+    // The kernel counts a process's time in ticks of 10 ms, the controller its own in nanoseconds: a quiet second may be no tick at all.
+    let (whole, state_machine) = (crowd["cores"].as_f64().unwrap(), crowd["state_machine_cores"].as_f64().unwrap());
+    assert!(state_machine > 0.0 && state_machine <= whole + 0.02, "{crowd}");
 }

@@ -91,13 +91,24 @@ async fn http_offers_what_grpc_offers() {
         ("POST", "/v1/functions/default/resize/provision", r#"{"nods": []}"#, 400),
         ("POST", "/v1/functions", r#"{"function": "No Name", "reference": "x"}"#, 400),
         ("POST", "/v1/functions", r#"{"function": "f", "reference": "missing"}"#, 409),
-        ("PATCH", "/v1/nodes", "", 405),
         ("GET", "/v2", "", 404),
         ("DELETE", "/v1/functions/default/resize", "", 200),
         ("DELETE", "/v1/functions/default/resize", "", 404),
         ("GET", "/healthz", "", 200),
     ] {
         assert_eq!(ask(at, method, path, body).await.0, status, "{method} {path} {body}");
+    }
+    for (method, path, status, code) in [
+        ("PATCH", "/v1/nodes", 405, "unimplemented"),
+        ("POST", "/healthz", 405, "unimplemented"),
+        ("GET", "/v1/functions?tenant=a&tenant=b", 400, "invalid_argument"),
+        ("GET", "/v1/watch?no_such=1", 400, "invalid_argument"),
+        ("GET", "/v1/functions/%ff/x", 400, "invalid_argument"),
+    ] {
+        let (told, head, body) = ask(at, method, path, "").await;
+        let body: Value = serde_json::from_str(&body).unwrap_or_else(|_| panic!("{method} {path}: {head} {body}"));
+        assert_eq!((told, body["code"].as_str()), (status, Some(code)), "{method} {path}: {body}");
+        assert!(status != 405 || head.to_lowercase().contains("allow: get"), "{head}");
     }
     controller.stop().await;
 }

@@ -17,7 +17,7 @@ pub enum RegisterError {
         reason: String,
     },
     /// The image does not exist for the platform.
-    #[error("{reference} has no image for {wanted}; there is {available}; choose one with --platform")]
+    #[error("{reference} has no image for {wanted}; there is {available}; name one of these as the platform")]
     UnknownPlatform {
         /// The reference as given.
         reference: String,

@@ -31,7 +31,7 @@ pub enum Error {
     },
     /// TLS failed: unknown authority, wrong name, or the other side does not speak TLS.
     #[error(
-        "TLS with {url} failed: {cause}; name the registry's certificate authority with FAASNET_CA_FILE or SSL_CERT_FILE, or use --plain-http if it speaks plain HTTP"
+        "TLS with {url} failed: {cause}; name the registry's certificate authority with FAASNET_CA_FILE or SSL_CERT_FILE, or ask for plain HTTP if it speaks no TLS"
     )]
     Tls {
         /// Where to.

@@ -111,7 +111,7 @@ impl RegistryReference {
     pub fn parse(text: &str) -> Result<Self, Error> {
         let refuse = |reason: &str| Error::Reference { text: text.into(), reason: reason.into() };
         if text.contains("://") {
-            return Err(refuse("a scheme does not belong there (use --plain-http for HTTP)"));
+            return Err(refuse("a scheme does not belong there (plain HTTP is an option of its own)"));
         }
         let (name, digest) = match text.split_once('@') {
             Some((name, digest)) => {

@@ -237,7 +237,7 @@ async fn nothing_leaves_tls() {
     });
     let source = Source::from_origin_with(&origin(address), &options()).unwrap();
     let error = read(&source, b"x", 0..1).await.unwrap_err();
-    assert!(matches!(error, Error::Tls { .. }) && error.to_string().contains("--plain-http"), "{error}");
+    assert!(matches!(error, Error::Tls { .. }) && error.to_string().contains("plain HTTP"), "{error}");
 }
 
 /// Catches a layout that is read differently from a registry.

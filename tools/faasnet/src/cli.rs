@@ -445,9 +445,23 @@ pub struct RegistryArgs {
     /// Append a line per request to this file: time, client, method, path, range, status, bytes; `-` is standard output
     #[arg(long, value_name = "FILE")]
     pub access_log: Option<PathBuf>,
+    /// The repository's name [default: the folder's]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Answer only who has a token; who logs in with these gets one
+    #[arg(long, value_name = "USER:PASSWORD", value_parser = parse_login)]
+    pub login: Option<(String, String)>,
+    /// How many requests a token is good for; a new one ends the one before
+    #[arg(long, value_name = "COUNT", requires = "login", default_value_t = u32::MAX, hide_default_value = true)]
+    pub token_requests: u32,
     /// Stop when standard input ends
     #[arg(long, hide = true)]
     pub exit_with_stdin: bool,
+}
+
+fn parse_login(text: &str) -> Result<(String, String), String> {
+    let (user, password) = text.split_once(':').ok_or("a login has the form USER:PASSWORD")?;
+    Ok((user.into(), password.into()))
 }
 
 /// `faasnet demo`

@@ -13,6 +13,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::timeout;
@@ -75,6 +76,20 @@ impl Cluster {
         cluster.agents = futures_util::future::try_join_all(starts).await?;
         cluster.wait_live(cluster.options.agents).await?;
         Ok(cluster)
+    }
+
+    /// A cluster of this program for a measurement: in a folder of its own, with the settings that daemons have by default.
+    pub(crate) async fn start_fresh(agents: usize, first_address: IpAddr) -> Result<(Self, TempDir)> {
+        let dir = tempfile::tempdir().context("cannot make a folder for the daemons")?;
+        let options = ClusterOptions {
+            exe: std::env::current_exe().context("cannot find this program's own file")?,
+            dir: dir.path().to_owned(),
+            agents,
+            first_address,
+            agent_args: Vec::new(),
+            controller_args: Vec::new(),
+        };
+        Ok((Self::start(options).await?, dir))
     }
 
     /// The controller's address for clients.

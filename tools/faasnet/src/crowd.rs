@@ -21,7 +21,7 @@ use tonic::Request;
 use tonic::transport::Endpoint;
 
 use crate::client;
-use crate::cluster::{Cluster, ClusterOptions};
+use crate::cluster::Cluster;
 
 /// See the module's documentation.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -50,16 +50,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// Starts a controller, attaches `agents`, and watches for `period`.
 pub async fn run(agents: usize, period: Duration, progress: impl Fn(usize)) -> Result<Crowd> {
     crate::daemon::raise_open_files();
-    let dir = tempfile::tempdir().context("cannot make a folder for the controller")?;
-    let options = ClusterOptions {
-        exe: std::env::current_exe().context("cannot find this program's own file")?,
-        dir: dir.path().to_owned(),
-        agents: 0,
-        first_address: [127, 79, 0, 1].into(),
-        agent_args: Vec::new(),
-        controller_args: Vec::new(),
-    };
-    let mut cluster = Cluster::start(options).await?;
+    let (mut cluster, _dir) = Cluster::start_fresh(0, [127, 79, 0, 1].into()).await?;
     let watched = watch(&cluster, agents, period, progress).await;
     cluster.stop().await?;
     watched

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 use crate::cli::{Global, RegistryArgs};
 use crate::daemon_args::{AgentArgs, AgentSettings, ControllerArgs, ControllerSettings};
-use crate::registry::{RegistryOptions, RegistryServer};
+use crate::registry::{Faults, RegistryOptions, RegistryServer, TokenAuth, default_name};
 use crate::{output, service, settings};
 
 /// Takes as many descriptors as the hard limit allows: each agent, child and client is one, and shells give 1,024.
@@ -85,8 +85,11 @@ pub async fn controller(global: &Global, mut args: ControllerArgs) -> Result<()>
 /// Serves a layout as a registry until it is told to stop.
 pub async fn registry(args: RegistryArgs) -> Result<()> {
     let shutdown = shutdown(args.exit_with_stdin)?;
-    let options = RegistryOptions { access_log: args.access_log, rate: args.rate, ..RegistryOptions::default() };
-    let registry = RegistryServer::start(&args.layout, args.listen, options).await?;
+    let token = args.login.map(|login| TokenAuth { login: Some(login), requests: args.token_requests });
+    let faults = Faults { token, ..Faults::default() };
+    let options = RegistryOptions { access_log: args.access_log, rate: args.rate, faults, keep_reads: false };
+    let name = args.name.unwrap_or_else(|| default_name(&args.layout));
+    let registry = RegistryServer::start_named(&[(name, args.layout)], args.listen, options).await?;
     ready(&[("listen", registry.local_addr())]);
     if let Some(reference) = registry.reference() {
         tracing::info!("register it with: faasnet function create NAME --plain-http --image {reference}");

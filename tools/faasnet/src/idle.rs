@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use faasnet_lab::process;
 use serde::Serialize;
 
-use crate::cluster::{Cluster, ClusterOptions};
+use crate::cluster::Cluster;
 
 /// See the module's documentation.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -46,16 +46,7 @@ pub async fn watch(pid: u32, period: Duration) -> Result<Idle> {
 
 /// The same for an agent that is started for this, beside a controller, with the settings that both have by default.
 pub async fn of_a_fresh_agent(period: Duration) -> Result<Idle> {
-    let dir = tempfile::tempdir().context("cannot make a folder for an idle agent")?;
-    let options = ClusterOptions {
-        exe: std::env::current_exe().context("cannot find this program's own file")?,
-        dir: dir.path().to_owned(),
-        agents: 1,
-        first_address: [127, 78, 0, 1].into(),
-        agent_args: Vec::new(),
-        controller_args: Vec::new(),
-    };
-    let mut cluster = Cluster::start(options).await?;
+    let (mut cluster, _dir) = Cluster::start_fresh(1, [127, 78, 0, 1].into()).await?;
     let watched = match cluster.agents[0].pid() {
         Some(pid) => watch(pid, period).await,
         None => Err(anyhow::anyhow!("the idle agent has ended")),

@@ -71,11 +71,16 @@ fn router(clients: Clients, gate: Gate) -> Router {
         .route("/v1/version", get(operations::version))
         .route("/metrics", get(metrics::metrics))
         .with_state(clients);
+    let not_allowed = || async {
+        Refused::new(StatusCode::METHOD_NOT_ALLOWED, "unimplemented", "this path takes other methods, see Allow")
+    };
     page::routes(operations)
+        .method_not_allowed_fallback(not_allowed)
         .fallback(|| async {
             Refused::new(StatusCode::NOT_FOUND, "not_found", "no such path; the API is at /v1, the page at /")
         })
         .layer(middleware::from_fn_with_state(Guard::new(gate), guard::check))
         // Open to everybody: whoever checks health has no secrets, and the answer tells none.
         .route("/healthz", get(|| async { "SERVING\n" }))
+        .method_not_allowed_fallback(not_allowed)
 }

@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
 use faasnet_api::v1;
@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use tonic::Request;
 
 use super::answer::{self, Form};
-use super::refused::Refused;
+use super::refused::{Path, Query, Refused};
 use crate::shell::clients::Clients;
 
 type Named = Path<(String, String)>;

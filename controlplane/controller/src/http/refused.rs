@@ -1,6 +1,8 @@
 //! Answers that are not a success: `{"error": "…", "code": "…"}`, with the code of gRPC in small letters.
 
 use axum::Json;
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{self, FromRequestParts};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -35,6 +37,28 @@ impl From<Status> for Refused {
         Self::new(http, code, status.message())
     }
 }
+
+impl From<QueryRejection> for Refused {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::new(rejection.status(), "invalid_argument", rejection.body_text())
+    }
+}
+
+impl From<PathRejection> for Refused {
+    fn from(rejection: PathRejection) -> Self {
+        Self::new(rejection.status(), "invalid_argument", rejection.body_text())
+    }
+}
+
+/// A query string; one that does not fit is refused as everything else is.
+#[derive(Debug, FromRequestParts)]
+#[from_request(via(extract::Query), rejection(Refused))]
+pub(super) struct Query<T>(pub(super) T);
+
+/// The names in a path, refused likewise.
+#[derive(Debug, FromRequestParts)]
+#[from_request(via(extract::Path), rejection(Refused))]
+pub(super) struct Path<T>(pub(super) T);
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {

@@ -123,7 +123,7 @@ impl Registering {
 
 fn registration(reference: String, platform: String, plain_http: bool) -> Result<Registration, Status> {
     if reference.is_empty() {
-        return Err(Status::invalid_argument("say which image the function has (--image)"));
+        return Err(Status::invalid_argument("say which image the function has (reference)"));
     }
     Ok(Registration { reference, platform: Some(platform).filter(|platform| !platform.is_empty()), plain_http })
 }

@@ -83,10 +83,10 @@ impl State {
         let name = &known.name;
         Err(Refusal::precondition(match obstacle {
             Obstacle::Draining => {
-                format!("node {name} is being drained; `faasnet drain {name} --undo` lets it take functions again")
+                format!("node {name} is being drained; a drain of it with undo lets it take functions again")
             }
             Obstacle::Quarantined => format!(
-                "node {name} is in quarantine ({}); `faasnet drain {name} --undo` trusts it again",
+                "node {name} is in quarantine ({}); a drain of it with undo trusts it again",
                 known.blame.quarantine.as_deref().unwrap_or_default()
             ),
             Obstacle::OtherTenant => format!(

@@ -158,9 +158,7 @@ impl State {
             return Ok(());
         }
         if provision.count == 0 {
-            return Err(Refusal::invalid(
-                "say on how many nodes (--count) or on which (--nodes) the function shall be",
-            ));
+            return Err(Refusal::invalid("say on how many nodes (count) or on which (nodes) the function shall be"));
         }
         self.place(now, id, provision.count, true)?;
         self.take_up_next(now, id);

@@ -5,13 +5,13 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use faasnet_store::StoredImage;
 use futures_util::stream;
 
-use super::{Refused, Shared};
+use super::{Path, Refused, Shared};
 
 /// How much of a blob is read from the store at once.
 const READ_BYTES: u64 = 256 << 10;

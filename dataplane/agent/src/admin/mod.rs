@@ -11,7 +11,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::Context;
-use axum::extract::{Path, State};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{self, FromRequestParts, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -86,6 +87,9 @@ fn router(shared: Shared) -> Router {
         .route("/v1/functions/{tenant}/{function}/manifest", get(files::manifest))
         .route("/v1/functions/{tenant}/{function}/descriptor", get(files::descriptor))
         .route("/v1/functions/{tenant}/{function}/blobs/{digest}", get(files::blob))
+        .method_not_allowed_fallback(|| async {
+            Refused(StatusCode::METHOD_NOT_ALLOWED, "this path takes other methods, see Allow".into())
+        })
         .fallback(|| async { Refused(StatusCode::NOT_FOUND, "no such path; see /v1/state".into()) })
         .with_state(shared)
 }
@@ -93,6 +97,17 @@ fn router(shared: Shared) -> Router {
 /// An answer that is not a success; its body is `{"error": "…"}`.
 #[derive(Debug)]
 struct Refused(StatusCode, String);
+
+impl From<PathRejection> for Refused {
+    fn from(rejection: PathRejection) -> Self {
+        Self(rejection.status(), rejection.body_text())
+    }
+}
+
+/// The names in a path; what is no text is refused as everything else is.
+#[derive(Debug, FromRequestParts)]
+#[from_request(via(extract::Path), rejection(Refused))]
+struct Path<T>(T);
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {

@@ -2,9 +2,11 @@
 //!
 //! Parsing of foreign bytes: bounded, and anything that is not understood is an answer, never a panic.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use faasnet_origin::RegistryReference;
+use percent_encoding::percent_decode_str;
 use tokio::time::{Instant, timeout_at};
 
 use super::reply::{Refusal, refuse};
@@ -163,22 +165,7 @@ impl Wish {
 
 /// Undoes `%3A` and the like; what is not UTF-8 afterwards names nothing here.
 fn unescape(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&first, tail)) = rest.split_first() {
-        let digits = tail.get(..2).filter(|digits| first == b'%' && digits.iter().all(u8::is_ascii_hexdigit));
-        match digits.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()) {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &tail[2..];
-            }
-            None => {
-                bytes.push(first);
-                rest = tail;
-            }
-        }
-    }
-    String::from_utf8(bytes).unwrap_or_default()
+    percent_decode_str(text).decode_utf8().map(Cow::into_owned).unwrap_or_default()
 }
 
 #[cfg(test)]

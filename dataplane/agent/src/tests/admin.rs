@@ -130,8 +130,13 @@ async fn nothing_else_is_offered() {
     let folder = tempfile::tempdir().unwrap();
     let agent = Running::start(&config(folder.path(), "127.0.0.1:1".parse().unwrap())).await;
     assert_eq!(get(agent.admin, "/etc/passwd").await.0, 404);
-    assert_eq!(request(agent.admin, "DELETE", RESIZE).await.0, 405);
-    assert_eq!(request(agent.admin, "POST", "/v1/state").await.0, 405);
+    for (method, path, status) in
+        [("DELETE", RESIZE, 405), ("POST", "/v1/state", 405), ("GET", "/v1/functions/%ff/x", 400)]
+    {
+        let (told, body, _) = request(agent.admin, method, path).await;
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert!(told == status && body["error"].is_string(), "{method} {path}: {told} {body}");
+    }
     let stopped = agent.worker.stopped.clone();
     drop(agent.shutdown);
     eventually("the worker is stopped", || stopped.load(Ordering::SeqCst).then_some(())).await;

@@ -18,6 +18,7 @@ use base64::engine::general_purpose::STANDARD;
 use faasnet_origin::manifest::{Document, REF_NAME};
 use faasnet_origin::range::{self, Wanted};
 use faasnet_origin::{Error, Layout, Manifest, Target};
+use percent_encoding::percent_decode_str;
 use serde_json::json;
 
 use super::faults::TokenAuth;
@@ -55,7 +56,8 @@ pub(super) async fn answer(shared: Arc<Shared>, remote: SocketAddr, request: Req
         return refuse(record, false, refusal);
     }
     let head = method == Method::HEAD;
-    let path = unescape(&path);
+    // What is not valid UTF-8 names nothing here.
+    let path = percent_decode_str(&path).decode_utf8().unwrap_or_default();
     let Some(wish) = Wish::parse(&path) else {
         let message = "this is an OCI registry; its paths are /v2/NAME/manifests/… and /v2/NAME/blobs/…".into();
         return refuse(record, head, Refusal { status: StatusCode::NOT_FOUND, code: "NAME_UNKNOWN", message });
@@ -105,26 +107,6 @@ impl<'a> Wish<'a> {
             Self::Version | Self::Token => None,
         }
     }
-}
-
-/// Undoes `%3A` and the like; what is not valid UTF-8 afterwards names nothing here.
-fn unescape(path: &str) -> String {
-    let mut bytes = Vec::with_capacity(path.len());
-    let mut rest = path.as_bytes();
-    while let Some((&first, tail)) = rest.split_first() {
-        let digits = tail.get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
-        match digits.filter(|_| first == b'%').and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &tail[2..];
-            }
-            None => {
-                bytes.push(first);
-                rest = tail;
-            }
-        }
-    }
-    String::from_utf8(bytes).unwrap_or_default()
 }
 
 fn repository<'a>(shared: &'a Shared, name: &str) -> Result<&'a Repository, Refusal> {

@@ -120,7 +120,7 @@ fn whoever_feeds_others_goes_when_they_have_moved() {
     world.pass(200, &others);
     assert!(world.drains[&drained].done && world.agents[&node(inner)].assigned.is_empty());
     let refused = world.provision("f", 0, &[inner]).unwrap_err();
-    assert!(refused.message.contains("--undo"), "{refused}");
+    assert!(refused.message.contains("with undo"), "{refused}");
     assert!(world.provision("f", 8, &[]).unwrap_err().message.contains("1 are being drained"));
     let undone = world.drain(inner, true).unwrap();
     assert!(world.drains[&undone].done);

@@ -54,6 +54,10 @@ pub(crate) struct Assignment {
 pub(crate) struct Counters {
     pub(crate) received_bytes: u64,
     pub(crate) refetched_bytes: u64,
+    /// The longest time between two blocks of one stripe.
+    pub(crate) longest_stall: Time,
+    /// When the last block of each stripe arrived.
+    last_block: BTreeMap<usize, Time>,
     /// Payload per stripe and upstream; `None`: the origin.
     pub(crate) upstreams: BTreeMap<(usize, Option<Host>), u64>,
 }
@@ -248,6 +252,9 @@ impl Shared {
     }
 
     pub(crate) fn received(&mut self, stripe: StripeId, from: Target, len: u32, io: &Io<'_>) {
+        let now = io.net.now();
+        let last = self.counters.last_block.insert(stripe.index(), now).unwrap_or(now);
+        self.counters.longest_stall = self.counters.longest_stall.max(now - last);
         self.counters.received_bytes += u64::from(len);
         let from = io.resolve(from).filter(|host| *host < io.directory.len());
         *self.counters.upstreams.entry((stripe.index(), from)).or_default() += u64::from(len);

@@ -38,6 +38,8 @@ pub struct Outcome {
     pub origin_bytes: u64,
     /// The same against one copy of every image.
     pub origin_copies: f64,
+    /// The longest time between two blocks of one stripe, over the same nodes.
+    pub longest_stall_seconds: f64,
     /// Planned parents that changed after the first plan, over all nodes and stripes.
     pub reparented: u64,
     /// (node, function) pairs that nothing happened to.
@@ -77,6 +79,8 @@ fn outcome(cluster: &Cluster, plan: &SimPlan, end: u64, real_seconds: f64) -> Ou
     let origin_bytes = cluster.net.sent_bytes(plan.nodes);
     let images: u64 = cluster.specs.iter().map(|spec| spec.geometry.image_bytes()).sum();
     let functions = cluster.nodes.iter().flat_map(|node| node.functions.values());
+    let unharmed = cluster.nodes.iter().filter(|node| !node.harmed).flat_map(|node| node.functions.values());
+    let longest_stall = unharmed.map(|function| function.shared.counters.longest_stall).max();
     Outcome {
         seed: plan.seed,
         nodes: plan.nodes,
@@ -87,6 +91,7 @@ fn outcome(cluster: &Cluster, plan: &SimPlan, end: u64, real_seconds: f64) -> Ou
         ratio_p99: seconds.p99 / bound_seconds,
         origin_bytes,
         origin_copies: origin_bytes as f64 / images.max(1) as f64,
+        longest_stall_seconds: longest_stall.unwrap_or_default() as f64 / SECOND as f64,
         reparented: cluster.tally.reparented,
         survivors,
         edges_failed: cluster.tally.edges_failed,

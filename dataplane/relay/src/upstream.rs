@@ -115,11 +115,15 @@ impl Upstreams {
         }
     }
 
-    /// Follows a new plan. A link to somebody else goes on until the planned one is welcomed.
+    /// Follows a new plan. A link to somebody else goes on until the planned one is welcomed; one that is not welcomed yet is dropped for
+    /// it: after a death the plan comes milliseconds later, and a fallback's uplink, which feeds others, takes far longer to let go again.
     pub fn set_plan(&mut self, plan: StripePlan) {
         if plan.upstream != self.plan.upstream {
             // A new plan is a new reason to try: its author knows more about the target than our last failure does.
             self.distrusted.retain(|distrust| distrust.target != plan.upstream);
+            let outdated = |link: &&Link| link.target != plan.upstream && !matches!(link.phase, Phase::Welcomed { .. });
+            let outdated = self.candidate.as_ref().filter(outdated).map(|link| link.id);
+            outdated.into_iter().for_each(|id| self.close(id));
         }
         if (plan.upstream, &plan.fallbacks) != (self.plan.upstream, &self.plan.fallbacks) {
             self.leave.reset();

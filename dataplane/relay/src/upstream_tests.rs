@@ -102,6 +102,42 @@ fn a_planned_change_stops_the_old_edge_only_when_the_new_one_is_welcomed() {
     assert_eq!(up.poll(ms(14), true), [UpstreamAction::Want(new)]);
 }
 
+/// Catches a detour by a fallback, whose uplink is busy with others, although the repaired plan is here already.
+#[test]
+fn a_new_plan_overtakes_a_fallback_that_has_not_answered() {
+    let mut up = upstreams(node(1), &[node(2)]);
+    let (id, _) = stream(&mut up, ms(0));
+    up.closed(id, ms(10), "reset", false);
+    let (detour, target) = connect(&mut up, ms(10));
+    assert_eq!(target, node(2));
+    up.connected(detour, ms(11));
+    up.set_plan(StripePlan { upstream: node(3), fallbacks: vec![node(2)], children: vec![] });
+    let actions = up.poll(ms(12), true);
+    assert!(
+        matches!(&actions[..], [UpstreamAction::Close(closed), UpstreamAction::Connect(_, target)]
+            if *closed == detour && *target == node(3)),
+        "{actions:?}"
+    );
+}
+
+/// Catches a welcome that is thrown away: who has let us in feeds us until the planned parent does.
+#[test]
+fn a_fallback_that_has_answered_is_used_until_the_planned_parent_is_there() {
+    let mut up = upstreams(node(1), &[node(2)]);
+    let (id, _) = stream(&mut up, ms(0));
+    up.closed(id, ms(10), "reset", false);
+    let (detour, _) = connect(&mut up, ms(10));
+    up.connected(detour, ms(11));
+    up.welcomed(detour, ms(12), vec![NodeId([2; 16])]);
+    up.set_plan(StripePlan { upstream: node(3), fallbacks: vec![node(2)], children: vec![] });
+    let actions = up.poll(ms(12), true);
+    assert!(
+        matches!(&actions[..], [UpstreamAction::Want(wanted), UpstreamAction::Connect(_, target)]
+            if *wanted == detour && *target == node(3)),
+        "{actions:?}"
+    );
+}
+
 /// Catches a cycle that is not broken when the path shows this node's own id.
 #[test]
 fn a_path_with_our_own_id_ends_the_edge_without_blame() {

@@ -321,6 +321,8 @@ impl Stripe {
     }
 
     fn act(&mut self, action: UpstreamAction, shared: &mut Shared, io: &mut Io) {
+        // Rare, and what a stall is understood by.
+        tracing::debug!(function = %shared.function.short(), stripe = self.id.0, ?action, "upstream");
         match action {
             UpstreamAction::Connect(link, target) => {
                 let id = io.route(Route::Link(shared.function, self.id));

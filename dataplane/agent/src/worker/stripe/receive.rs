@@ -163,6 +163,7 @@ impl Stripe {
                     return Err(LinkEnd::new("a welcome with an impossible path"));
                 }
                 link.welcomed = true;
+                tracing::debug!(stripe = self.id.0, link = link.link.0, levels = path.len(), "welcomed");
                 link.learn_name(&path);
                 upstreams.welcomed(link.link, now, path);
                 let elapsed = shared.elapsed(io);
@@ -175,6 +176,7 @@ impl Stripe {
             Kind::Busy => upstreams.busy(link.link, now, &wire::parse_busy(&payload).map_err(malformed)?),
             Kind::Waiting => upstreams.waiting(link.link, now, WaitingFor::from_frame(frame)),
             Kind::Path if link.welcomed => {
+                tracing::debug!(stripe = self.id.0, link = link.link.0, "the path changed");
                 upstreams.path_changed(link.link, now, wire::parse_path(frame.kind, &payload).map_err(malformed)?);
             }
             Kind::Descriptor if link.welcomed => {

@@ -72,12 +72,14 @@ impl State {
         let (leaders, version) = (function.leaders(), (self.term, function.epoch + 1));
         let (mut edges, mut moved) = (HashSet::new(), Vec::new());
         for id in nodes {
-            let node = nodes_known.get(id).filter(|node| !node.is_dead() && node.is_trusted());
+            let node = nodes_known.get(id).filter(|node| !node.is_dead());
             let member = function.wanted.get(id).filter(|member| !member.failed && member.leaving.is_none());
-            let planned = node.filter(|_| member.is_some());
+            let there = node.filter(|_| member.is_some());
             let (in_trees, riding) = (function.trees.contains(id), function.riders.contains_key(id));
-            let rides = planned.is_some_and(|node| node.pace.level == Level::ReceivesOnly)
+            // Who is in quarantine still receives, but nobody receives from it.
+            let rides = there.is_some_and(|node| !node.is_trusted() || node.pace.level == Level::ReceivesOnly)
                 && (riding || function.riders.len() < riding::most(function));
+            let planned = there.filter(|node| node.is_trusted() || rides);
             if (planned.is_some() && !rides, rides) == (in_trees, riding) {
                 continue;
             }

@@ -1,4 +1,5 @@
-//! Riders: nodes so slow that they only receive, outside the trees, each from a host that feeds it beside its planned children.
+//! Riders: nodes that only receive, because they are slow or in quarantine; outside the trees, each from a host that feeds it beside its planned
+//! children.
 //!
 //! A host stands as low as possible: nobody is below it but leaves, so what the rider costs it delays few. Pure.
 
@@ -18,7 +19,8 @@ pub(super) fn most(function: &Function) -> usize {
     (function.wanted.len() / MEMBERS_PER_RIDER).max(1)
 }
 
-/// Gives every rider a host in each stripe, keeping those that can stay. Without anybody else in the trees a rider has to lead them.
+/// Gives every rider a host in each stripe, keeping those that can stay. Without anybody else in the trees a rider has to lead them, if
+/// it is trusted; who is in quarantine then stays without a host and reads the origin.
 /// Answers whose plan that changes.
 pub(super) fn host_riders(
     function: &mut Function,
@@ -26,9 +28,11 @@ pub(super) fn host_riders(
     edges: &mut HashSet<Edge<NodeId>>,
 ) -> Vec<NodeId> {
     let mut concerned = Vec::new();
+    let leads = |rider: &&NodeId| nodes.get(rider).is_some_and(Node::is_trusted);
     if function.trees.is_empty()
-        && let Some((rider, _)) = function.riders.pop_first()
+        && let Some(rider) = function.riders.keys().find(leads).copied()
     {
+        function.riders.remove(&rider);
         let change = function.trees.insert(rider).unwrap_or_default();
         edges.extend(change.changed);
         concerned.push(rider);
@@ -38,7 +42,7 @@ pub(super) fn host_riders(
         let before = function.riders.insert(rider, Vec::new()).unwrap_or_default();
         for stripe in 0..function.trees.stripes() {
             let kept = before.get(usize::from(stripe)).copied().filter(|host| function.trees.contains(host));
-            // The trees are not empty, so there is a host; the root is a poor one, but one.
+            // Unless the trees are empty there is a host; the root is a poor one, but one.
             let Some(host) = kept.or_else(|| choose_host(function, nodes)).or_else(|| function.trees.root(stripe))
             else {
                 continue;

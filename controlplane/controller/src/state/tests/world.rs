@@ -427,6 +427,11 @@ impl World {
         members
     }
 
+    /// Whether a node only receives.
+    pub(super) fn rides(&self, name: &str, n: u32) -> bool {
+        self.state.functions[&function(name)].riders.contains_key(&node(n))
+    }
+
     pub(super) fn live_state(&self, n: u32) -> String {
         self.state.nodes[&node(n)].info(self.now).state
     }
@@ -452,7 +457,10 @@ impl World {
             let planned: Vec<NodeId> = function.wanted.iter().filter_map(planned).collect();
             let mut members: Vec<NodeId> = function.placed().collect();
             members.sort_unstable();
-            assert_eq!(members, planned, "the trees and the intent differ");
+            // Who is in quarantine has a place only as one that receives.
+            let served: Vec<NodeId> = members.iter().copied().filter(trusted).collect();
+            assert_eq!(served, planned, "the trees and the intent differ");
+            assert!(function.trees.members().all(|node| trusted(&node)), "somebody receives from a node in quarantine");
             Self::check_riders(function);
             members.iter().for_each(|node| self.check_assign(function, *node));
         }

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 
-use faasnet_api::{BLOCK_BYTES, Descriptor};
+use faasnet_api::Descriptor;
 use faasnet_image::RegisterRequest;
 
 /// What a client wants registered.
@@ -52,7 +52,7 @@ impl Registrar for ImageRegistrar {
 
 fn request(registration: Registration) -> RegisterRequest {
     let Registration { reference, platform, plain_http } = registration;
-    RegisterRequest { reference, platform, plain_http, block_bytes: BLOCK_BYTES }
+    RegisterRequest { platform, plain_http, ..RegisterRequest::new(reference) }
 }
 
 /// An error and its causes in one line; a cause that its error repeats is said once.

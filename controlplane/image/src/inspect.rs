@@ -4,10 +4,10 @@ use std::collections::HashSet;
 
 use faasnet_origin::Source;
 use faasnet_origin::manifest::{self, Link};
+use faasnet_origin::register::{ResolvedImage, patiently, resolve, show_platform};
 use serde::Serialize;
 
-use crate::resolve::{self, ResolvedImage, patiently};
-use crate::{Platform, RegisterError, platform};
+use crate::{Platform, RegisterError};
 
 /// Which image to look at.
 #[derive(Debug, Clone, Default)]
@@ -55,7 +55,7 @@ pub struct BlobSummary {
 /// Looks at an image without reading its layers.
 pub async fn inspect(request: &InspectRequest) -> Result<ImageSummary, RegisterError> {
     let platform = request.platform.as_deref().map(str::parse::<Platform>).transpose()?;
-    let resolved = resolve::resolve(&request.reference, platform.as_ref(), request.plain_http).await?;
+    let resolved = resolve(&request.reference, platform.as_ref(), request.plain_http).await?;
     let platform = config_platform(&resolved).await?;
     let blobs = blobs(&resolved);
     Ok(ImageSummary {
@@ -89,7 +89,7 @@ async fn config_platform(resolved: &ResolvedImage) -> Result<Option<String>, Reg
     }
     let bytes = patiently(&resolved.source, || read_blob(&resolved.source, config)).await?;
     let platform: Option<manifest::Platform> = serde_json::from_slice(&bytes).ok();
-    Ok(platform.filter(|platform| !platform.os.is_empty()).map(|platform| platform::show(&platform)))
+    Ok(platform.filter(|platform| !platform.os.is_empty()).map(|platform| show_platform(&platform)))
 }
 
 async fn read_blob(source: &Source, link: &Link) -> Result<Vec<u8>, faasnet_origin::Error> {

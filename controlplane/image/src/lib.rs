@@ -7,19 +7,12 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod build;
-mod error;
 mod export;
-mod hash;
 mod inspect;
 mod layer;
 mod layout_writer;
-mod platform;
-mod register;
-mod resolve;
 
 pub use build::{BuildError, BuildOptions, BuiltImage, BuiltLayer, Mtime, build, build_opaque};
-pub use error::RegisterError;
 pub use export::{ExportError, LayoutImage, write_layout, write_layout_image};
 pub use inspect::{BlobSummary, ImageSummary, InspectRequest, inspect};
-pub use platform::Platform;
-pub use register::{RegisterRequest, register, resolve_digest};
+pub use faasnet_origin::register::{Platform, RegisterError, RegisterRequest, register, resolve_digest};

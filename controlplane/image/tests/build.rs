@@ -97,12 +97,7 @@ async fn built_images_can_be_registered() {
     let second = build(std::slice::from_ref(&root), &out, &tagged("v2")).unwrap();
     let layout = Layout::open(&out).unwrap();
     for (tag, image, layers) in [("v1", &first, 1), ("v2", &second, 1)] {
-        let request = RegisterRequest {
-            reference: format!("oci:{}:{tag}", out.display()),
-            platform: None,
-            plain_http: false,
-            block_bytes: faasnet_api::BLOCK_BYTES,
-        };
+        let request = RegisterRequest::new(format!("oci:{}:{tag}", out.display()));
         let descriptor = register(request, |_, _| {}).await.unwrap();
         assert_eq!((descriptor.manifest_digest(), descriptor.entries().len()), (&*image.digest, 1 + layers));
         assert_eq!(descriptor.geometry().image_bytes(), image.bytes);

@@ -30,7 +30,7 @@ fn opaque(out: &Path, layers: &[Vec<u8>]) -> BuiltImage {
 
 fn request(layout: &Path) -> RegisterRequest {
     let reference = layout.to_str().unwrap().to_owned();
-    RegisterRequest { reference, platform: None, plain_http: false, block_bytes: BLOCK_BYTES }
+    RegisterRequest::new(reference)
 }
 
 async fn register_layout(layout: &Path) -> Result<Descriptor, RegisterError> {

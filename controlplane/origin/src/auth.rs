@@ -13,7 +13,7 @@ use tokio::sync::Mutex;
 use crate::challenge::{self, Challenge};
 use crate::credentials::{Credentials, Lookup};
 use crate::http::{self, Http};
-use crate::{Error, registry};
+use crate::{Error, SourceOptions, registry};
 
 /// The largest answer of a token realm.
 const MAX_TOKEN_BYTES: u64 = 256 << 10;
@@ -24,6 +24,7 @@ pub(crate) struct Auth {
     repository: String,
     lookup: Lookup,
     helper_path: Option<OsString>,
+    given: Option<Credentials>,
     current: Mutex<Option<HeaderValue>>,
 }
 
@@ -34,8 +35,9 @@ struct TokenReply {
 }
 
 impl Auth {
-    pub(crate) fn new(base: Url, repository: String, lookup: Lookup, helper_path: Option<OsString>) -> Self {
-        Self { base, repository, lookup, helper_path, current: Mutex::new(None) }
+    pub(crate) fn new(base: Url, repository: String, lookup: Lookup, options: &SourceOptions) -> Self {
+        let (helper_path, given) = (options.helper_path.clone(), options.login.clone());
+        Self { base, repository, lookup, helper_path, given, current: Mutex::new(None) }
     }
 
     /// What to send with the next request to the registry.
@@ -70,13 +72,13 @@ impl Auth {
         refused: Option<&HeaderValue>,
     ) -> Result<HeaderValue, Error> {
         let of = |scheme: &str| challenges.iter().find(|challenge| challenge.scheme == scheme);
-        let lookup = self.lookup.ask(self.helper_path.as_deref()).await;
+        let lookup = self.lookup.ask(self.helper_path.as_deref(), self.given.as_ref()).await;
         if let Some(bearer) = of("bearer") {
             return secret(format!("Bearer {}", self.token(http, bearer, &lookup).await?));
         }
-        match (&lookup, of("basic")) {
+        match (lookup.credentials(), of("basic")) {
             // Credentials that were just refused are not worth a second try; a helper may have new ones.
-            (Lookup::Found(credentials), Some(_)) if refused.is_none_or(|old| *old != credentials.basic()) => {
+            (Some(credentials), Some(_)) if refused.is_none_or(|old| *old != credentials.basic()) => {
                 secret(credentials.basic())
             }
             _ => Err(self.denied_with(&lookup, response.url(), response.status().as_u16())),
@@ -86,8 +88,8 @@ impl Auth {
     async fn token(&self, http: &Http, bearer: &Challenge, lookup: &Lookup) -> Result<String, Error> {
         let url = self.token_url(bearer)?;
         let mut headers = HeaderMap::new();
-        if let Lookup::Found(credentials) = lookup {
-            headers.insert(AUTHORIZATION, secret(Credentials::basic(credentials))?);
+        if let Some(credentials) = lookup.credentials() {
+            headers.insert(AUTHORIZATION, secret(credentials.basic())?);
         }
         let response = http.send(Method::GET, &url, headers).await?;
         if matches!(response.status().as_u16(), 400 | 401 | 403 | 404) {
@@ -126,7 +128,10 @@ impl Auth {
 
     /// The error after everything was tried, with the next step.
     pub(crate) fn denied(&self, url: &Url, status: u16) -> Error {
-        self.denied_with(&self.lookup, url, status)
+        match (&self.lookup, &self.given) {
+            (Lookup::None, Some(given)) => self.denied_with(&Lookup::Given(given.clone()), url, status),
+            (own, _) => self.denied_with(own, url, status),
+        }
     }
 
     fn denied_with(&self, lookup: &Lookup, url: &Url, status: u16) -> Error {
@@ -136,8 +141,11 @@ impl Auth {
             Lookup::Found(_) | Lookup::Helper(_) => {
                 "the user name and password of Docker's config.json, or of its credential helper, are wrong or may not pull this repository".into()
             }
+            Lookup::Given(_) => format!(
+                "the user name and password that the controller keeps for it are wrong or may not pull this repository; give it others with `faasnet secret set {registry}{port}`"
+            ),
             Lookup::None => format!(
-                "the repository is private or does not exist; log in with `docker login {registry}{port}`, or name another folder with DOCKER_CONFIG"
+                "the repository is private or does not exist; log in with `docker login {registry}{port}`, name another folder with DOCKER_CONFIG, or have the controller know the password with `faasnet secret set {registry}{port}`"
             ),
             Lookup::Unusable(text) => {
                 format!("{text}; put user name and password into the `auths` of Docker's config.json")

@@ -13,11 +13,13 @@ use serde::Deserialize;
 
 use crate::helper::Helper;
 
-/// A user name and password.
+/// A user name and password. Never printed.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) struct Credentials {
-    pub(crate) username: String,
-    pub(crate) password: String,
+pub struct Credentials {
+    /// Who.
+    pub username: String,
+    /// The secret.
+    pub password: String,
 }
 
 impl fmt::Debug for Credentials {
@@ -37,6 +39,8 @@ impl Credentials {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Lookup {
     Found(Credentials),
+    /// Nothing, but the controller's secret store does.
+    Given(Credentials),
     /// A program knows.
     Helper(Helper),
     /// Nothing about this registry.
@@ -88,11 +92,23 @@ pub(crate) fn look_up(path: Option<&Path>, registry: &str) -> Lookup {
 }
 
 impl Lookup {
-    /// The same, with a helper's answer in place of the helper.
-    pub(crate) async fn ask(&self, helper_path: Option<&OsStr>) -> Self {
-        match self {
+    /// The same, with a helper's answer in place of the helper, and what was given where this host knows nothing.
+    pub(crate) async fn ask(&self, helper_path: Option<&OsStr>, given: Option<&Credentials>) -> Self {
+        let own = match self {
             Self::Helper(helper) => helper.ask(helper_path).await,
             other => other.clone(),
+        };
+        match (own, given) {
+            (Self::None, Some(given)) => Self::Given(given.clone()),
+            (own, _) => own,
+        }
+    }
+
+    /// Those to use, if there are any.
+    pub(crate) fn credentials(&self) -> Option<&Credentials> {
+        match self {
+            Self::Found(credentials) | Self::Given(credentials) => Some(credentials),
+            _ => None,
         }
     }
 }

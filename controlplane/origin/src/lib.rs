@@ -1,6 +1,6 @@
 //! Where images come from: OCI registries over HTTP, and OCI layout folders on a local file system.
 //!
-//! Used by registration (control plane) and by the origin feed of roots (data plane). Reads only; keeps no blob. What it
+//! Used by registration (control plane, and agents that register what their runtime asked for) and by the origin feed of roots (data plane). Reads only; keeps no blob. What it
 //! hands out of a manifest is verified against its digest; blobs are verified by the callers, who see the whole of them.
 
 #![forbid(unsafe_code)]
@@ -20,10 +20,12 @@ mod options;
 pub mod range;
 mod reader;
 mod reference;
+pub mod register;
 mod registry;
 mod source;
 
 pub use backoff::{Backoff, RetryPolicy};
+pub use credentials::Credentials;
 pub use error::Error;
 pub use layout::Layout;
 pub use options::SourceOptions;

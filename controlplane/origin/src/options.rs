@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::{RetryPolicy, credentials};
+use crate::{Credentials, RetryPolicy, credentials};
 
 /// Settings of a source. The defaults suit a daemon: what the environment names, 5 s to connect, 10 s without a byte.
 #[derive(Debug, Clone)]
@@ -15,6 +15,8 @@ pub struct SourceOptions {
     pub ca_file: Option<PathBuf>,
     /// Docker's `config.json`. Default: `$DOCKER_CONFIG/config.json` or `~/.docker/config.json`.
     pub credentials_file: Option<PathBuf>,
+    /// Used where that file says nothing about the registry.
+    pub login: Option<Credentials>,
     /// Where the credential helpers that it names are searched. Default: `$PATH`.
     pub helper_path: Option<OsString>,
     /// Longest wait for a connection.
@@ -31,6 +33,7 @@ impl Default for SourceOptions {
             plain_http: false,
             ca_file: std::env::var_os("FAASNET_CA_FILE").filter(|path| !path.is_empty()).map(PathBuf::from),
             credentials_file: credentials::default_path(),
+            login: None,
             helper_path: None,
             connect_timeout: Duration::from_secs(5),
             stall_timeout: Duration::from_secs(10),

@@ -57,7 +57,7 @@ impl Registry {
         let port = base.port().map(|port| format!(":{port}")).unwrap_or_default();
         let host = format!("{}{port}", base.host_str().unwrap_or_default());
         let lookup = credentials::look_up(options.credentials_file.as_deref(), &host);
-        let auth = Auth::new(base.clone(), repository.into(), lookup, options.helper_path.clone());
+        let auth = Auth::new(base.clone(), repository.into(), lookup, options);
         let http = Http::new(options)?;
         let inner = Inner { base, repository: repository.into(), http, auth, locations: Mutex::default() };
         Ok(Self { inner: Arc::new(inner) })

@@ -217,7 +217,7 @@ async fn lasting_faults_end_the_reading() {
 
 async fn register_from(server: &RegistryServer) -> Result<faasnet_api::Descriptor, RegisterError> {
     let reference = server.reference().unwrap();
-    register(RegisterRequest { reference, platform: None, plain_http: false, block_bytes: BLOCK_BYTES }, |_, _| {})
+    register(RegisterRequest::new(reference), |_, _| {})
         .await
 }
 

@@ -3,9 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use faasnet_origin::manifest;
+use crate::manifest;
 
-use crate::RegisterError;
+use super::RegisterError;
 
 /// Operating system, architecture and, for some architectures, a variant.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,7 +71,7 @@ impl fmt::Display for Platform {
 }
 
 /// A foreign platform for people.
-pub(crate) fn show(platform: &manifest::Platform) -> String {
+pub fn show(platform: &manifest::Platform) -> String {
     let (os, architecture, variant) = (platform.os.clone(), platform.architecture.clone(), platform.variant.clone());
     Platform { os, architecture, variant: variant.filter(|text| !text.is_empty()) }.to_string()
 }

@@ -4,35 +4,49 @@
 
 use std::future::Future;
 
-use faasnet_origin::manifest::{self, Document, ImageManifest, Link};
-use faasnet_origin::{Backoff, Error, Manifest, Reference, RetryPolicy, Source, SourceOptions, Target};
+use crate::manifest::{self, Document, ImageManifest, Link};
+use crate::{Backoff, Error, Manifest, Reference, RetryPolicy, Source, SourceOptions, Target};
 
-use crate::{Platform, RegisterError, platform};
+use super::{Platform, RegisterError, RegisterRequest, platform};
 
 /// Failures in a row before registration gives up: about 2 s of waiting, somebody stands before the terminal.
 const ATTEMPTS: u32 = 5;
 
 /// One image, resolved.
 #[derive(Debug)]
-pub(crate) struct ResolvedImage {
-    pub(crate) source: Source,
-    pub(crate) manifest: Manifest,
-    pub(crate) image: ImageManifest,
+pub struct ResolvedImage {
+    /// Where it was found.
+    pub source: Source,
+    /// Its own manifest, not the index that led there.
+    pub manifest: Manifest,
+    /// What that says.
+    pub image: ImageManifest,
     /// What the index offers, if the reference named one.
-    pub(crate) platforms: Vec<String>,
+    pub platforms: Vec<String>,
 }
 
 /// Resolves `reference`. Without `platform` an index must have an image for linux on this machine's processor.
-pub(crate) async fn resolve(
+pub async fn resolve(
     reference: &str,
     platform: Option<&Platform>,
     plain_http: bool,
 ) -> Result<ResolvedImage, RegisterError> {
+    resolve_as(&RegisterRequest { plain_http, ..RegisterRequest::new(reference) }, platform).await
+}
+
+/// The same, for whom and by the manifest that the request names.
+pub(super) async fn resolve_as(
+    request: &RegisterRequest,
+    platform: Option<&Platform>,
+) -> Result<ResolvedImage, RegisterError> {
+    let reference = request.reference.as_str();
     let parsed = Reference::parse(reference)?;
     let retry = RetryPolicy { attempts: ATTEMPTS, ..RetryPolicy::default() };
-    let options = SourceOptions { plain_http, retry, ..SourceOptions::default() };
+    let (plain_http, login) = (request.plain_http, request.login.clone());
+    let options = SourceOptions { plain_http, retry, login, ..SourceOptions::default() };
     let source = Source::open(&parsed, &options)?;
-    let manifest = fetch(&source, parsed.target()).await?;
+    let target = request.manifest.clone().map(Target::Digest).or(parsed.target());
+    let manifest = fetch(&source, target).await?;
     let links = match parse(reference, &manifest)? {
         Document::Image(image) => return Ok(ResolvedImage { source, manifest, image, platforms: Vec::new() }),
         Document::Index(links) => links,
@@ -51,7 +65,7 @@ async fn fetch(source: &Source, target: Option<Target>) -> Result<Manifest, Erro
 }
 
 /// Repeats a request while what hinders it passes.
-pub(crate) async fn patiently<T, F>(source: &Source, mut request: impl FnMut() -> F) -> Result<T, Error>
+pub async fn patiently<T, F>(source: &Source, mut request: impl FnMut() -> F) -> Result<T, Error>
 where
     F: Future<Output = Result<T, Error>>,
 {

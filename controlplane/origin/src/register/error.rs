@@ -7,7 +7,7 @@ use faasnet_api::DescriptorError;
 pub enum RegisterError {
     /// The registry or layout failed: unreachable, refused, a false digest, a missing manifest or blob.
     #[error(transparent)]
-    Origin(#[from] faasnet_origin::Error),
+    Origin(#[from] crate::Error),
     /// What the reference names is no container image.
     #[error("{reference} is not a container image: {reason}")]
     NotAnImage {
@@ -45,6 +45,9 @@ pub enum RegisterError {
         /// Which limit.
         cause: DescriptorError,
     },
+    /// Whoever was to keep the bytes could not.
+    #[error("the image cannot be kept: {0}")]
+    Keeping(String),
     /// A thread of ours ended early.
     #[error("hashing the image ended early: {0}")]
     Hashing(String),

@@ -1,36 +1,40 @@
 //! The hashes of an image's bytes as they stream by: sha256 per entry, BLAKE3 and XXH3 per block.
 //!
-//! Runs on a blocking thread beside the reader. Knows neither origin nor descriptor.
+//! Runs on a blocking thread beside the reader, with whoever keeps them. Knows neither origin nor descriptor.
 
 use bytes::Bytes;
 use faasnet_api::verify::BlockHasher;
 use faasnet_api::{BlockDigest, Entry};
-use faasnet_origin::{Error, digest};
 use tokio::sync::mpsc;
 
+use super::{Keep, RegisterError};
+use crate::{Error, digest};
+
 /// Hashes what comes out of `parts`: the entries' bytes one after another, no part across two entries. Ends early, with the
-/// error, at the first entry whose bytes are not the ones that its digest names.
+/// error, at the first entry whose bytes are not the ones that its digest names, or when `keep` cannot keep them.
 pub(crate) fn hash_entries(
     entries: &[Entry],
     block_bytes: u32,
     parts: &mut mpsc::Receiver<Bytes>,
-) -> Result<Vec<BlockDigest>, Error> {
+    keep: &mut impl Keep,
+) -> Result<Vec<BlockDigest>, RegisterError> {
     let mut blocks = Vec::new();
-    for entry in entries {
+    for (number, entry) in entries.iter().enumerate() {
         let mut hasher = EntryHasher::new(block_bytes);
         let mut left = entry.len;
         while left > 0 {
             let Some(part) = parts.blocking_recv() else {
                 let cause = format!("{left} bytes did not come");
-                return Err(Error::Cut { url: entry.digest.clone(), received: entry.len - left, cause });
+                return Err(Error::Cut { url: entry.digest.clone(), received: entry.len - left, cause }.into());
             };
+            keep.keep(number, entry.len - left, &part).map_err(RegisterError::Keeping)?;
             hasher.update(&part, &mut blocks);
             left = left.saturating_sub(part.len() as u64);
         }
         let got = hasher.finish(&mut blocks);
         if got != entry.digest {
             let what = format!("blob {}", entry.digest);
-            return Err(Error::FalseDigest { what, expected: entry.digest.clone(), got });
+            return Err(Error::FalseDigest { what, expected: entry.digest.clone(), got }.into());
         }
     }
     Ok(blocks)

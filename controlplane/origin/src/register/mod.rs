@@ -1,19 +1,29 @@
 //! Registration: one streaming read of an image turns it into its descriptor.
 //!
-//! Called by the controller. Keeps no blob and writes nothing.
+//! Called by the controller, which keeps no blob, and by an agent that registers what its runtime asked for and keeps the bytes as they come.
+//! What is kept is the caller's matter ([`Keep`]); nothing of it may be given out before this has ended well.
+
+mod error;
+mod hash;
+mod keep;
+mod platform;
+mod resolve;
 
 use std::collections::HashMap;
 
 use bytes::Bytes;
 use faasnet_api::descriptor::DescriptorParts;
-use faasnet_api::{CHUNK_BYTES, Descriptor, DescriptorError, Entry, Geometry};
-use faasnet_origin::manifest::ImageManifest;
-use faasnet_origin::{MAX_MANIFEST_BYTES, Source, digest, manifest};
+use faasnet_api::{BLOCK_BYTES, CHUNK_BYTES, Descriptor, DescriptorError, Entry, Geometry};
 use tokio::sync::mpsc;
 
-use crate::hash::hash_entries;
-use crate::resolve::{self, ResolvedImage, patiently};
-use crate::{Platform, RegisterError, platform};
+pub use error::RegisterError;
+use hash::hash_entries;
+pub use keep::Keep;
+pub use platform::{Platform, show as show_platform};
+pub use resolve::{ResolvedImage, patiently, resolve};
+
+use crate::manifest::{self, Document, ImageManifest};
+use crate::{Credentials, MAX_MANIFEST_BYTES, Source, digest};
 
 /// Parts between reader and hasher: at most a few MiB, so that neither waits for the other's hiccups.
 const PARTS_IN_FLIGHT: usize = 16;
@@ -32,6 +42,29 @@ pub struct RegisterRequest {
     pub plain_http: bool,
     /// Bytes of a block; a power of two, see `faasnet_api::BLOCK_BYTES`.
     pub block_bytes: u32,
+    /// Who asks, where the Docker configuration of this host knows nothing of the registry.
+    pub login: Option<Credentials>,
+    /// The digest of the image's manifest, when it is known already what the reference stands for.
+    pub manifest: Option<String>,
+}
+
+impl RegisterRequest {
+    /// Of that image, for this machine, with the usual blocks.
+    pub fn new(reference: impl Into<String>) -> Self {
+        Self {
+            reference: reference.into(),
+            platform: None,
+            plain_http: false,
+            block_bytes: BLOCK_BYTES,
+            login: None,
+            manifest: None,
+        }
+    }
+
+    async fn resolve(&self) -> Result<(ResolvedImage, Option<Platform>), RegisterError> {
+        let platform = self.platform.as_deref().map(str::parse::<Platform>).transpose()?;
+        Ok((resolve::resolve_as(self, platform.as_ref()).await?, platform))
+    }
 }
 
 /// Reads the image once, checks every digest and returns its descriptor. `progress` gets (bytes read, bytes in all).
@@ -39,24 +72,37 @@ pub async fn register(
     request: RegisterRequest,
     progress: impl Fn(u64, u64) + Send + Sync,
 ) -> Result<Descriptor, RegisterError> {
-    let platform = request.platform.as_deref().map(str::parse::<Platform>).transpose()?;
-    let resolved = resolve::resolve(&request.reference, platform.as_ref(), request.plain_http).await?;
+    Ok(register_keeping(request, (), progress).await?.0)
+}
+
+/// The same, with every byte handed to `keep` on its way; it comes back when all of them had the digests that the manifest gives.
+pub async fn register_keeping<K: Keep>(
+    request: RegisterRequest,
+    mut keep: K,
+    progress: impl Fn(u64, u64) + Send + Sync,
+) -> Result<(Descriptor, K), RegisterError> {
+    let (resolved, platform) = request.resolve().await?;
     let entries = entries(&request.reference, &resolved.image)?;
     let describe = |cause: DescriptorError| RegisterError::Descriptor { reference: request.reference.clone(), cause };
     // Before the long read: an image that breaks a limit is refused at once.
     let lengths = entries.iter().map(|entry| entry.len);
     let geometry = Geometry::new(CHUNK_BYTES, request.block_bytes, lengths).map_err(|cause| describe(cause.into()))?;
-    progress(0, geometry.image_bytes());
+    let image_bytes = geometry.image_bytes();
+    progress(0, image_bytes);
     let ranges = probe(&resolved.source, &entries).await?;
     let (parts, mut received) = mpsc::channel(PARTS_IN_FLIGHT);
     let (hashed, block_bytes) = (entries.clone(), request.block_bytes);
-    let hashing = tokio::task::spawn_blocking(move || hash_entries(&hashed, block_bytes, &mut received));
-    let feed = Feed { source: &resolved.source, parts, read: 0, total: geometry.image_bytes(), told: 0 };
+    let hashing = tokio::task::spawn_blocking(move || {
+        keep.begin(&geometry).map_err(RegisterError::Keeping)?;
+        let blocks = hash_entries(&hashed, block_bytes, &mut received, &mut keep)?;
+        Ok::<_, RegisterError>((blocks, keep))
+    });
+    let feed = Feed { source: &resolved.source, parts, read: 0, total: image_bytes, told: 0 };
     let check = |config: &[u8]| check_platform(&request.reference, platform.as_ref(), &resolved, config);
-    // A false digest ends the hashing, which ends the feed without an error; the hasher then says what is wrong.
+    // A false digest or a full disk ends the hashing, which ends the feed without an error; the hasher then says what is wrong.
     feed.run(&entries, check, progress).await?;
-    let blocks = hashing.await.map_err(|error| RegisterError::Hashing(error.to_string()))??;
-    Descriptor::new(DescriptorParts {
+    let (blocks, keep) = hashing.await.map_err(|error| RegisterError::Hashing(error.to_string()))??;
+    let descriptor = Descriptor::new(DescriptorParts {
         block_bytes: request.block_bytes,
         reference: request.reference.clone(),
         origin: resolved.source.to_origin(ranges),
@@ -65,14 +111,31 @@ pub async fn register(
         manifest: resolved.manifest.bytes.to_vec(),
         entries,
         blocks,
-    })
-    .map_err(describe)
+    });
+    Ok((descriptor.map_err(describe)?, keep))
 }
 
 /// The digest of the manifest that `register` would read now; reads documents only.
 pub async fn resolve_digest(request: &RegisterRequest) -> Result<String, RegisterError> {
-    let platform = request.platform.as_deref().map(str::parse::<Platform>).transpose()?;
-    Ok(resolve::resolve(&request.reference, platform.as_ref(), request.plain_http).await?.manifest.digest)
+    Ok(request.resolve().await?.0.manifest.digest)
+}
+
+/// Whether a descriptor that somebody else made says of an image what its manifest says: all of it but the block digests, which only the
+/// image's bytes could tell. `Err` with what does not fit.
+pub fn check_claim(descriptor: &Descriptor, reference: &str, manifest: &str) -> Result<(), String> {
+    if descriptor.reference() != reference {
+        return Err(format!("it is of {:?}", descriptor.reference()));
+    }
+    if descriptor.manifest_digest() != manifest || digest::of(descriptor.manifest()) != manifest {
+        return Err(format!("its manifest is not {manifest}"));
+    }
+    let Ok(Document::Image(image)) = Document::parse(descriptor.manifest()) else {
+        return Err("its manifest is not an image's".into());
+    };
+    match entries(reference, &image) {
+        Ok(entries) if entries == descriptor.entries() => Ok(()),
+        _ => Err("its blobs are not those of its manifest".into()),
+    }
 }
 
 /// Config first, then the layers in order, each digest once.

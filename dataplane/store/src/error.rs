@@ -27,8 +27,8 @@ pub enum StoreError {
         "image {image} needs {needed_bytes} bytes, but images in use hold {used_bytes} of the quota of {quota_bytes}; raise the quota or release functions on this node"
     )]
     Quota {
-        /// The image that was to be opened.
-        image: ImageId,
+        /// The image that was to be opened: its id, or what is known of one that is being registered.
+        image: String,
         /// Bytes of its file.
         needed_bytes: u64,
         /// Bytes of files that cannot be evicted.
@@ -39,14 +39,22 @@ pub enum StoreError {
     /// The file system has no room for the image.
     #[error("image {image} cannot be stored: {source}")]
     Full {
-        /// The image that was to be opened.
-        image: ImageId,
+        /// As in [`StoreError::Quota`].
+        image: String,
         /// How much was asked for, and what to do.
         source: io::Error,
     },
     /// The same image is in use for another tenant; tenants share nothing on a node.
     #[error("image {0} is in use by another tenant on this node; release that tenant's functions first")]
     OtherTenant(ImageId),
+    /// The bytes of an image that is being registered cannot be written.
+    #[error("{path}: {source}; check the store's disk")]
+    Staged {
+        /// Which file or folder.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// A file of an image cannot be read or written.
     #[error("image {image}: {path}: {source}; check the store's disk, or remove the image's folder to fetch it anew")]
     Image {

@@ -63,6 +63,11 @@ impl Folder {
         self.images().join(format!("{TEMPORARY}new-{image}"))
     }
 
+    /// Where the bytes of an image go that is being registered: the `number`th since this start.
+    pub(crate) fn staged(&self, number: u64) -> PathBuf {
+        self.images().join(format!("{TEMPORARY}read-{number}"))
+    }
+
     /// The images that have a folder here.
     pub(crate) fn list(&self) -> io::Result<Vec<ImageId>> {
         let names = fs::read_dir(self.images())?.map(|entry| Ok(entry?.file_name()));

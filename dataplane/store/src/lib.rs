@@ -23,4 +23,4 @@ pub use error::StoreError;
 pub use image::{StoredImage, Verified};
 pub use options::{StoreOptions, WriteMode};
 pub use present::PresentMap;
-pub use store::{HeldImage, Store};
+pub use store::{HeldImage, StagedImage, Store};

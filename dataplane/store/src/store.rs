@@ -1,9 +1,12 @@
 //! The images of a node: which there are, opening, recovery, quota and removal. One per agent; every call may block on the disk.
 
+mod staged;
+
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::SystemTime;
 
@@ -17,6 +20,7 @@ use crate::map::{Belief, BootId, Found, MapFile};
 use crate::release::Releaser;
 use crate::reuse::{self, Donor};
 use crate::{PresentMap, StoreError, StoreOptions, StoredImage};
+pub use staged::StagedImage;
 
 /// A handle; clones share the store. Calls that touch the disk belong on a blocking thread.
 #[derive(Debug, Clone)]
@@ -48,6 +52,8 @@ struct Shared {
     /// One image is opened at a time, so that an image has one `StoredImage` and the quota is kept. Taken before `images`.
     opening: Mutex<()>,
     images: Mutex<HashMap<ImageId, Known>>,
+    /// Bytes of the files of images that are being registered, which have no id yet.
+    staged_bytes: AtomicU64,
 }
 
 /// An image with a folder.
@@ -86,7 +92,8 @@ impl Store {
         }
         let releaser = options.cache_bytes.map(Releaser::start).transpose().map_err(failed)?;
         let (opening, images) = (Mutex::new(()), Mutex::new(images));
-        Ok(Self { shared: Arc::new(Shared { folder, options, releaser, boot, opening, images }) })
+        let staged_bytes = AtomicU64::new(0);
+        Ok(Self { shared: Arc::new(Shared { folder, options, releaser, boot, opening, images, staged_bytes }) })
     }
 
     /// The node's id: random, made once, kept with the store.
@@ -151,7 +158,7 @@ impl Shared {
         let stored = match self.recover(tenant, &descriptor)? {
             Some(stored) => stored,
             None => {
-                self.make_room(&descriptor)?;
+                self.make_room(descriptor.geometry().file_bytes(), Some(&descriptor))?;
                 self.create(tenant, &descriptor)?
             }
         };
@@ -212,7 +219,9 @@ impl Shared {
             // Ignored: what cannot be removed now is removed when the store is opened next.
             let _ = fs::remove_dir_all(&unfinished);
             match source.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StoreError::Full { image, source },
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                    StoreError::Full { image: image.to_string(), source }
+                }
                 _ => self.failed(image, "", source),
             }
         })
@@ -243,20 +252,21 @@ impl Shared {
         Ok(Opened { data, map, beside })
     }
 
-    /// Evicts images that nobody uses, the longest unused first, until `descriptor`'s file fits the quota.
-    fn make_room(&self, descriptor: &Descriptor) -> Result<(), StoreError> {
+    /// Evicts images that nobody uses, the longest unused first, until a file of so many bytes fits the quota.
+    fn make_room(&self, needed_bytes: u64, descriptor: Option<&Descriptor>) -> Result<(), StoreError> {
         let Some(quota_bytes) = self.options.quota_bytes else { return Ok(()) };
-        let needed_bytes = descriptor.geometry().file_bytes();
+        let staged_bytes = self.staged_bytes.load(Ordering::Acquire);
         let known = lock(&self.images).clone();
-        let mut total_bytes: u64 = known.values().map(Known::file_bytes).sum();
+        let mut total_bytes: u64 = staged_bytes + known.values().map(Known::file_bytes).sum::<u64>();
         let (open, mut idle): (Vec<_>, Vec<_>) = known.iter().partition(|(_, known)| known.open.strong_count() > 0);
-        let used_bytes: u64 = open.iter().map(|(_, known)| known.file_bytes()).sum();
+        let used_bytes: u64 = staged_bytes + open.iter().map(|(_, known)| known.file_bytes()).sum::<u64>();
         if used_bytes.saturating_add(needed_bytes) > quota_bytes {
             // Evicting would not help, so nothing is evicted.
-            return Err(StoreError::Quota { image: descriptor.id(), needed_bytes, used_bytes, quota_bytes });
+            return Err(StoreError::Quota { image: named(descriptor), needed_bytes, used_bytes, quota_bytes });
         }
         // An image that has blocks for the new one goes last: it saves a fetch.
-        idle.sort_by_key(|(_, known)| (reuse::related(descriptor, &known.descriptor), known.used));
+        let saves = |known: &Known| descriptor.is_some_and(|new| reuse::related(new, &known.descriptor));
+        idle.sort_by_key(|(_, known)| (saves(known), known.used));
         for (&image, known) in idle {
             if total_bytes.saturating_add(needed_bytes) <= quota_bytes {
                 break;
@@ -363,6 +373,10 @@ impl Files {
         beside.extend(folders(folder).map_err(|error| error.to_string())?);
         Ok(Self { data, map, beside, found })
     }
+}
+
+fn named(descriptor: Option<&Descriptor>) -> String {
+    descriptor.map_or_else(|| "that is being registered".into(), |descriptor| descriptor.id().to_string())
 }
 
 /// The folder and the one that holds its name, opened to be synced.

@@ -17,12 +17,12 @@ const BOOT: BootId = [1; 16];
 const LATER: BootId = [2; 16];
 
 /// A blob of `len` bytes that are told by `seed`.
-fn blob(seed: u8, len: usize) -> Vec<u8> {
+pub(crate) fn blob(seed: u8, len: usize) -> Vec<u8> {
     (0..len).map(|n| (n % 251) as u8 ^ (n / 4096) as u8 ^ seed.wrapping_mul(37)).collect()
 }
 
 /// A descriptor of the blobs, each named by its seed.
-fn descriptor(blobs: &[(u8, usize)]) -> Arc<Descriptor> {
+pub(crate) fn descriptor(blobs: &[(u8, usize)]) -> Arc<Descriptor> {
     let blocks = blobs.iter().flat_map(|&(seed, len)| {
         let bytes = blob(seed, len);
         bytes.chunks(BLOCK_BYTES as usize).map(BlockDigest::of).collect::<Vec<_>>()

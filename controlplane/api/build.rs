@@ -16,6 +16,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .type_attribute(".", "#[derive(serde::Serialize, serde::Deserialize)]")
         .message_attribute(".", "#[serde(default, deny_unknown_fields)]")
         .field_attribute("FunctionProgress.state", "#[serde(with = \"crate::json::function_state\")]");
+    // Passwords are not printed: see `login`.
+    builder = builder.skip_debug(["faasnet.v1.Login", "faasnet.v1.SetSecretRequest"]);
     for id in ["node_id", "function_id", "image_id", "next_image_id", "parent"] {
         builder = builder.field_attribute(id, "#[serde(with = \"crate::json::hexadecimal\")]");
     }

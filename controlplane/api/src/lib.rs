@@ -13,6 +13,8 @@ mod introduction;
 mod json;
 #[cfg(feature = "keys")]
 pub mod keys;
+#[cfg(feature = "rpc")]
+mod login;
 mod node_name;
 mod secret;
 pub mod ticket;

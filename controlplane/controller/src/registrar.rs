@@ -5,6 +5,7 @@ use std::pin::Pin;
 
 use faasnet_api::Descriptor;
 use faasnet_image::RegisterRequest;
+use faasnet_origin::Credentials;
 
 /// What a client wants registered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +16,8 @@ pub struct Registration {
     pub platform: Option<String>,
     /// Speak HTTP without TLS to the registry.
     pub plain_http: bool,
+    /// What the controller's secret store knows of the registry; this host's own configuration goes before it.
+    pub login: Option<Credentials>,
 }
 
 /// Gets (bytes read, bytes in all).
@@ -51,8 +54,8 @@ impl Registrar for ImageRegistrar {
 }
 
 fn request(registration: Registration) -> RegisterRequest {
-    let Registration { reference, platform, plain_http } = registration;
-    RegisterRequest { platform, plain_http, ..RegisterRequest::new(reference) }
+    let Registration { reference, platform, plain_http, login } = registration;
+    RegisterRequest { platform, plain_http, login, ..RegisterRequest::new(reference) }
 }
 
 /// An error and its causes in one line; a cause that its error repeats is said once.

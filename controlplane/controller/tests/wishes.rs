@@ -68,7 +68,7 @@ impl Registrar for Counting {
 }
 
 async fn wish(agent: &FakeAgent, reference: &str, register: bool) {
-    let wanted = v1::ImageWanted { request: 5, reference: reference.into(), register, plain_http: false };
+    let wanted = v1::ImageWanted { request: 5, reference: reference.into(), register, ..Default::default() };
     agent.say(Event::ImageWanted(wanted)).await;
 }
 

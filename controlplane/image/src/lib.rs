@@ -14,5 +14,5 @@ mod layout_writer;
 
 pub use build::{BuildError, BuildOptions, BuiltImage, BuiltLayer, Mtime, build, build_opaque};
 pub use export::{ExportError, LayoutImage, write_layout, write_layout_image};
-pub use inspect::{BlobSummary, ImageSummary, InspectRequest, inspect};
 pub use faasnet_origin::register::{Platform, RegisterError, RegisterRequest, register, resolve_digest};
+pub use inspect::{BlobSummary, ImageSummary, InspectRequest, inspect};

@@ -156,8 +156,8 @@ impl Auth {
     }
 }
 
-/// Docker writes its own registry as `https://index.docker.io/v1/`, and others with or without scheme and path.
-fn canonical(key: &str) -> &str {
+/// The one spelling of a registry for which credentials are kept: host and port. Docker writes its own registry as `https://index.docker.io/v1/`, and others with or without scheme and path.
+pub fn canonical(key: &str) -> &str {
     let host = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
     match host.split('/').next().unwrap_or(host) {
         "docker.io" | "index.docker.io" | "registry-1.docker.io" => "docker.io",

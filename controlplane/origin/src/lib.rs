@@ -25,7 +25,7 @@ mod registry;
 mod source;
 
 pub use backoff::{Backoff, RetryPolicy};
-pub use credentials::Credentials;
+pub use credentials::{Credentials, canonical as registry_key};
 pub use error::Error;
 pub use layout::Layout;
 pub use options::SourceOptions;

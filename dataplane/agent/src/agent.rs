@@ -23,6 +23,7 @@ use crate::link::WorkerLink;
 use crate::memory::Memory;
 use crate::mirror::{self, Door};
 use crate::node_key;
+use crate::reading::Readings;
 use crate::session::{Session, Standing};
 use crate::trust::Trust;
 use crate::view::Identity;
@@ -76,14 +77,15 @@ impl<W: WorkerLink> Parts<W> {
         let trust = Trust::new(node_key.clone(), known_keys);
         let channels = Channels::new();
         let Handles { inputs, view, descriptors } = channels.handles.clone();
-        let counters = Arc::new(Counters::default());
+        let (counters, sources) = (Arc::new(Counters::default()), Arc::<feed::Sources>::default());
+        let readings = Readings::new(counters.clone());
         let feed = Feed::bind(feed::Shared {
             node: store.node_id(),
             trust: trust.clone(),
             descriptors,
             waiting_every: Duration::from_millis(config.waiting_every_ms),
             counters: counters.clone(),
-            sources: feed::Sources::default(),
+            sources: sources.clone(),
             reports: inputs.clone(),
         })
         .await?;
@@ -112,11 +114,14 @@ impl<W: WorkerLink> Parts<W> {
             budget: Budget::of_this_host(config),
             leases: worker.leases(),
         };
-        let control = Control::new(identity, Kept { node_key, store, memory, keys }, worker, channels);
+        let progress = readings.progress();
+        let kept = Kept { node_key, store, memory, keys, sources, readings };
+        let control = Control::new(identity, kept, worker, channels);
         let misses = mirror::Misses {
             on_miss: config.mirror_on_miss,
             register_wait: Duration::from_millis(config.mirror_register_wait_ms),
             plain_http: Arc::new(config.mirror_plain_http.clone()),
+            reading: progress,
         };
         Ok(Self { control, session, feed, admin, mirror, misses, shared })
     }

@@ -13,10 +13,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::feed::Sources;
 use crate::link::{WorkerEnded, WorkerLink};
 use crate::memory::{self, Memory};
 use crate::mirror::questions::{ImageAnswer, ImageQuestions, Wish};
 use crate::opening::{Opening, Unopened};
+use crate::reading::Readings;
 use crate::session::commands::{AssignOrder, Order};
 use crate::session::events;
 use crate::table::{Decision, Phase, Table, Use};
@@ -77,6 +79,10 @@ pub(crate) struct Control<W> {
     /// What the controller said before this start; gone when it counts again or was said anew, nothing once a controller refused this agent.
     remembered: Option<Vec<v1::Assign>>,
     keys: watch::Sender<KeySet>,
+    /// Told with whose password to read which origin.
+    sources: Arc<Sources>,
+    /// Images that this node registers.
+    readings: Readings,
     worker: W,
     table: Table,
     /// Functions that the worker knows of.
@@ -107,6 +113,8 @@ pub(crate) struct Kept {
     pub(crate) memory: Memory,
     /// Where everybody reads the keys whose tickets are accepted.
     pub(crate) keys: watch::Sender<KeySet>,
+    pub(crate) sources: Arc<Sources>,
+    pub(crate) readings: Readings,
 }
 
 /// The ends that others hold.
@@ -137,7 +145,7 @@ impl Channels {
 
 impl<W: WorkerLink> Control<W> {
     pub(crate) fn new(identity: Identity, kept: Kept, worker: W, channels: Channels) -> Self {
-        let Kept { node_key, store, memory, keys } = kept;
+        let Kept { node_key, store, memory, keys, sources, readings } = kept;
         let remembered = Some(memory.assigns());
         Self {
             identity,
@@ -146,6 +154,8 @@ impl<W: WorkerLink> Control<W> {
             memory,
             remembered,
             keys,
+            sources,
+            readings,
             worker,
             table: Table::default(),
             at_worker: BTreeSet::new(),
@@ -192,6 +202,7 @@ impl<W: WorkerLink> Control<W> {
             Input::Detached { away } => {
                 (self.uplink, self.term) = (None, None);
                 self.images.clear();
+                self.readings.stop();
                 match away {
                     true => self.remember()?,
                     false => self.remembered.iter_mut().for_each(Vec::clear),
@@ -237,6 +248,7 @@ impl<W: WorkerLink> Control<W> {
                 let dropped = self.table.drop_function(function, version);
                 if self.table.get(function).is_none() {
                     self.memory.dropped(function);
+                    self.sources.tell(function, None);
                 }
                 let Some(row) = dropped else {
                     // A function that this node does not have is as good as dropped; a stale command is not answered.
@@ -257,6 +269,7 @@ impl<W: WorkerLink> Control<W> {
                     false => self.up(events::dropped(function)),
                 }
             }
+            Order::ReadImage(order) => self.readings.begin(order, &self.store, self.uplink.clone()),
             Order::ImageAnswer { request, answer } => self.images.answer(request, &answer),
             Order::JoinRefused(refused) => {
                 let function = FunctionId::new(&refused.tenant, &refused.function);
@@ -411,7 +424,7 @@ impl<W: WorkerLink> Control<W> {
     }
 
     fn assign(&mut self, order: AssignOrder) -> Result<(), WorkerEnded> {
-        let AssignOrder { tenant, name, assignment, descriptor, message } = order;
+        let AssignOrder { tenant, name, assignment, descriptor, login, message } = order;
         let (function, image) = (assignment.function, assignment.image);
         let (term, epoch) = (assignment.term, assignment.epoch);
         let decision = self.table.assign(tenant.clone(), name.clone(), assignment, descriptor.is_some());
@@ -420,6 +433,8 @@ impl<W: WorkerLink> Control<W> {
             Decision::Ignore => return Ok(()),
             _ => self.memory.assigned(message),
         }
+        // Before anybody is told to read.
+        self.sources.tell(function, login);
         match decision {
             Decision::Ignore => {}
             Decision::Send(assignment) => self.send_assignment(assignment)?,

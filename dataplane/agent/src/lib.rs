@@ -18,6 +18,7 @@ mod memory;
 pub mod mirror;
 mod node_key;
 mod opening;
+mod reading;
 mod session;
 mod table;
 #[cfg(test)]

@@ -97,7 +97,7 @@ impl Control {
         let name = format!("f{index}");
         let descriptor = descriptor(&name, bytes)?;
         let spec = spec(index, &name, &descriptor);
-        let new = NewFunction { tenant: TENANT.into(), name, policy, memory_mib: 128, descriptor };
+        let new = NewFunction { tenant: TENANT.into(), name, policy, memory_mib: 128, descriptor, holder: None };
         let request = RequestId(self.number());
         let state = self.state.as_mut().context("the controller is not there")?;
         let outputs = state.handle(clock(now), Input::Asked { request, ask: Ask::Create(Box::new(new)) });

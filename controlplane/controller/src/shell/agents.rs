@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::owner::{Handle, Message, Session, stopping};
-use super::wishes::Wishes;
+use super::wishes::{Wisher, Wishes};
 use crate::state::{Input, SessionId};
 
 /// An agent introduces itself at once or is not one.
@@ -79,6 +79,7 @@ async fn serve(
         }
     };
     let id = SessionId(owner.number());
+    let wisher = Arc::new(Wisher { session: id, commands: commands.downgrade() });
     let session = Session { commands, _end: end.clone().drop_guard() };
     if owner.send(Message::Attach { id, attached, session }).await.is_err() {
         return;
@@ -90,24 +91,21 @@ async fn serve(
             event = events.message() => event,
         };
         match event {
-            // Takes its time: other events of the agent go on, and the registration too if the agent goes away.
+            // Takes its time: other events of the agent go on meanwhile.
             Ok(Some(v1::Event { event: Some(v1::event::Event::ImageWanted(wanted)) })) if wanted.register => {
                 let Ok(place) = pending.clone().try_acquire_owned() else {
                     // Too many at once: answered, by what is known without the registry. The next pull asks again.
-                    let event = v1::event::Event::ImageWanted(wanted);
-                    if owner.send(Message::Input(Input::Heard { session: id, event })).await.is_err() {
-                        return;
-                    }
+                    wishes.have_answered(&wisher, wanted).await;
                     continue;
                 };
-                let (owner, wishes) = (owner.clone(), wishes.clone());
+                let (wishes, wisher) = (wishes.clone(), wisher.clone());
                 tokio::spawn(async move {
-                    wishes.fulfil(id, &wanted).await;
-                    let event = v1::event::Event::ImageWanted(wanted);
-                    // Ignored: without an owner nobody wants to know.
-                    let _ = owner.send(Message::Input(Input::Heard { session: id, event })).await;
+                    wishes.fulfil(&wisher, wanted).await;
                     drop(place);
                 });
+            }
+            Ok(Some(v1::Event { event: Some(v1::event::Event::ImageRead(read)) })) => {
+                wishes.readings().heard(id, read).await;
             }
             Ok(Some(v1::Event { event: Some(event) })) => {
                 if owner.send(Message::Input(Input::Heard { session: id, event })).await.is_err() {
@@ -119,6 +117,7 @@ async fn serve(
             Ok(None) | Err(_) => break,
         }
     }
+    wishes.readings().ended(id);
     // Ignored: without an owner nobody wants to know.
     let _ = owner.send(Message::Input(Input::Detached { session: id })).await;
 }

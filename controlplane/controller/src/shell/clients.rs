@@ -5,6 +5,7 @@ use std::sync::Arc;
 use faasnet_api::keys::random_bytes;
 use faasnet_api::v1;
 use faasnet_api::v1::control_server::Control;
+use faasnet_origin::Credentials;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -14,7 +15,7 @@ use super::owner::{Handle, Latest, Message, Reply, status, stopping};
 use super::registration::Registering;
 use super::watching;
 use crate::registrar::Registrar;
-use crate::state::{Answer, Ask, Input, RequestId, SCHEMA};
+use crate::state::{Answer, Ask, Input, NewSecret, RequestId, SCHEMA};
 
 /// An answer in several messages.
 pub(crate) type Replies<T> = ReceiverStream<Result<T, Status>>;
@@ -126,6 +127,29 @@ impl Control for Clients {
 
     async fn revoke_key(&self, request: Request<v1::RevokeKeyRequest>) -> Result<Response<v1::ListKeysReply>, Status> {
         self.keys(Ask::RevokeKey { key_id: request.into_inner().key_id, seed: random_bytes() }).await
+    }
+
+    async fn set_secret(&self, request: Request<v1::SetSecretRequest>) -> Result<Response<v1::SetSecretReply>, Status> {
+        let v1::SetSecretRequest { tenant, registry, username, password } = request.into_inner();
+        let credentials = Credentials { username, password };
+        self.owner.ask(Ask::SetSecret(Box::new(NewSecret { tenant, registry, credentials }))).await?;
+        Ok(Response::new(v1::SetSecretReply {}))
+    }
+
+    async fn list_secrets(&self, _: Request<v1::ListSecretsRequest>) -> Result<Response<v1::ListSecretsReply>, Status> {
+        match self.owner.ask(Ask::ListSecrets).await? {
+            Answer::Secrets(secrets) => Ok(Response::new(secrets)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn remove_secret(
+        &self,
+        request: Request<v1::RemoveSecretRequest>,
+    ) -> Result<Response<v1::RemoveSecretReply>, Status> {
+        let v1::RemoveSecretRequest { tenant, registry } = request.into_inner();
+        self.owner.ask(Ask::RemoveSecret { tenant, registry }).await?;
+        Ok(Response::new(v1::RemoveSecretReply {}))
     }
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {

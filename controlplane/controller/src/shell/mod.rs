@@ -5,6 +5,7 @@ pub(crate) mod clients;
 pub(crate) mod gate;
 pub(crate) mod owner;
 mod probe;
+pub(crate) mod reading;
 mod registration;
 mod watching;
 pub(crate) mod wishes;

@@ -97,7 +97,12 @@ impl Registering {
                 let _ = replies.try_send(Ok(v1::CreateFunctionProgress { bytes_read, bytes_total, created: None }));
             }
         };
-        let registered = registrar.register(self.registration.clone(), &progress).await;
+        let (tenant, reference) = (self.tenant.clone(), self.registration.reference.clone());
+        let login = match owner.ask(Ask::FindLogin { tenant, reference }).await? {
+            Answer::Login(login) => login,
+            other => return Err(unexpected(&other)),
+        };
+        let registered = registrar.register(Registration { login, ..self.registration.clone() }, &progress).await;
         let descriptor = registered.map_err(Status::failed_precondition)?;
         let image_bytes = descriptor.geometry().image_bytes();
         match owner.ask(self.ask(descriptor)).await? {
@@ -114,9 +119,11 @@ impl Registering {
         let (tenant, name) = (self.tenant, self.name);
         match self.purpose {
             Purpose::Create { policy, memory_mib } => {
-                Ask::Create(Box::new(NewFunction { tenant, name, policy, memory_mib, descriptor }))
+                Ask::Create(Box::new(NewFunction { tenant, name, policy, memory_mib, descriptor, holder: None }))
             }
-            Purpose::Update => Ask::Update(Box::new(NewImage { tenant, name, descriptor, at_once: false })),
+            Purpose::Update => {
+                Ask::Update(Box::new(NewImage { tenant, name, descriptor, at_once: false, holder: None }))
+            }
         }
     }
 }
@@ -125,5 +132,10 @@ fn registration(reference: String, platform: String, plain_http: bool) -> Result
     if reference.is_empty() {
         return Err(Status::invalid_argument("say which image the function has (reference)"));
     }
-    Ok(Registration { reference, platform: Some(platform).filter(|platform| !platform.is_empty()), plain_http })
+    Ok(Registration {
+        reference,
+        platform: Some(platform).filter(|platform| !platform.is_empty()),
+        plain_http,
+        login: None,
+    })
 }

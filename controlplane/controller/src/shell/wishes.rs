@@ -1,20 +1,26 @@
 //! Images that runtimes ask for and that no function has: registered on the first wish, looked up again when their tag may have moved.
 //!
-//! Whatever the number of nodes that ask, an image is read once, and a tag is resolved once per `tag_ttl`; what goes wrong is
-//! remembered as long. Digests are never resolved again. Functions that somebody made by name keep the image that they were given.
+//! The controller says what a name stands for; the agent that asked reads it, once, into its own store, and is the first to hold it. One agent
+//! at a time has that order: while it is at it the others wait, and when it is gone the next of them gets it. Agents of earlier versions do not
+//! read: for them the controller does. A tag is resolved once per `tag_ttl`; what is wrong with an image is remembered as long. Digests are
+//! never resolved again. Functions that somebody made by name keep the image that they were given.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use faasnet_api::v1::ImageWanted;
+use faasnet_api::Descriptor;
+use faasnet_api::v1::event::Event;
+use faasnet_api::v1::{Command, ImageAnswer, ImageWanted, Login, ReadImage, command};
+use faasnet_origin::Credentials;
 use faasnet_tree::Policy;
 use tonic::Status;
 
 use super::clients::unexpected;
-use super::owner::Handle;
+use super::owner::{Handle, Message};
+use super::reading::{NotRead, Readings, WeakCommands};
 use crate::registrar::{Registrar, Registration};
-use crate::state::{Answer, Ask, KnownImage, NewFunction, NewImage, SessionId};
+use crate::state::{Answer, Ask, Input, KnownImage, NewFunction, NewImage, SessionId};
 
 /// Images that are remembered. Beyond that those are forgotten whose time is over, then all that nobody is busy with.
 const MAX_IMAGES: usize = 4096;
@@ -22,7 +28,19 @@ const MAX_IMAGES: usize = 4096;
 const NAME_BYTES: usize = 80;
 
 /// When an image was looked at last. Locked by who looks; others wait.
-type Looked = Arc<tokio::sync::Mutex<Option<Instant>>>;
+type Looked = Arc<tokio::sync::Mutex<Option<Look>>>;
+
+/// When it was, and what was wrong.
+struct Look {
+    at: Instant,
+    failure: Option<Status>,
+}
+
+/// Who wishes: its stream, and the way back to it.
+pub(crate) struct Wisher {
+    pub(crate) session: SessionId,
+    pub(crate) commands: WeakCommands,
+}
 
 /// See the module's documentation. Cheap to clone.
 #[derive(Clone)]
@@ -30,79 +48,148 @@ pub(crate) struct Wishes {
     owner: Handle,
     registrar: Arc<dyn Registrar>,
     tag_ttl: Duration,
+    readings: Readings,
     /// By tenant and reference.
     images: Arc<Mutex<HashMap<(String, String), Looked>>>,
 }
 
 impl Wishes {
     pub(crate) fn new(owner: Handle, registrar: Arc<dyn Registrar>, tag_ttl: Duration) -> Self {
-        Self { owner, registrar, tag_ttl, images: Arc::default() }
+        Self { owner, registrar, tag_ttl, readings: Readings::default(), images: Arc::default() }
     }
 
-    /// Sees to it that a function has the image, if that can be. Afterwards the state machine can answer the wish.
-    pub(crate) async fn fulfil(&self, session: SessionId, wanted: &ImageWanted) {
-        if let Err(error) = self.look(session, wanted).await {
-            tracing::warn!(image = wanted.reference, reason = error.message(), "a runtime's image is not registered");
+    /// What agents say of the images that they read.
+    pub(crate) fn readings(&self) -> &Readings {
+        &self.readings
+    }
+
+    /// Sees to it that a function has the image, if that can be, and has the wish answered.
+    pub(crate) async fn fulfil(&self, wisher: &Wisher, wanted: ImageWanted) {
+        if let Err(error) = self.look(wisher, &wanted).await {
+            let reason = error.message();
+            tracing::warn!(image = wanted.reference, reason, "a runtime's image is not registered");
+            if self.known(wisher, &wanted).await.is_ok_and(|known| known.function.is_none()) {
+                let answer = ImageAnswer { request: wanted.request, function_id: Vec::new(), reason: reason.into() };
+                let command = Command { command: Some(command::Command::ImageAnswer(answer)) };
+                if let Some(commands) = wisher.commands.upgrade() {
+                    // Ignored: an agent that is gone asks again when it is back.
+                    let _ = commands.send(Ok(command)).await;
+                }
+                return;
+            }
         }
+        self.have_answered(wisher, wanted).await;
     }
 
-    async fn look(&self, session: SessionId, wanted: &ImageWanted) -> Result<(), Status> {
-        let known = self.known(session, wanted).await?;
+    /// The state machine knows the image, or why there is none.
+    pub(crate) async fn have_answered(&self, wisher: &Wisher, wanted: ImageWanted) {
+        let event = Event::ImageWanted(wanted);
+        // Ignored: without an owner nobody wants to know.
+        let _ = self.owner.send(Message::Input(Input::Heard { session: wisher.session, event })).await;
+    }
+
+    async fn look(&self, wisher: &Wisher, wanted: &ImageWanted) -> Result<(), Status> {
+        let known = self.known(wisher, wanted).await?;
         let is_digest = wanted.reference.contains('@');
         if is_digest && known.function.is_some() {
             return Ok(());
         }
         let looked = self.entry((known.tenant.clone(), wanted.reference.clone()));
         let mut looked = looked.lock().await;
-        if looked.is_some_and(|at| at.elapsed() < self.tag_ttl) {
-            return Ok(());
+        if let Some(look) = looked.as_ref().filter(|look| look.at.elapsed() < self.tag_ttl) {
+            return look.failure.clone().map_or(Ok(()), Err);
+        }
+        if wisher.commands.upgrade().is_none() {
+            return Err(Status::unavailable("its agent is gone"));
         }
         // Whoever looked before may have registered it.
-        let known = self.known(session, wanted).await?;
-        let done = match known.function {
-            None => self.register(&known, wanted).await,
+        let known = self.known(wisher, wanted).await?;
+        let done = match &known.function {
+            None => self.register(wisher, &known, wanted).await,
             Some(_) if is_digest => Ok(()),
-            Some(name) if name != name_of(&wanted.reference) => Ok(()),
-            Some(_) => self.renew(&known, wanted).await,
+            Some(name) if *name != name_of(&wanted.reference) => Ok(()),
+            Some(_) => self.renew(wisher, &known, wanted).await,
         };
-        *looked = Some(Instant::now());
-        done
+        let failure = match done {
+            Ok(()) => None,
+            Err(NotRead::Image(reason)) => Some(Status::failed_precondition(reason)),
+            // The next agent that asks may have more luck.
+            Err(NotRead::Here(reason)) => return Err(Status::unavailable(reason)),
+        };
+        *looked = Some(Look { at: Instant::now(), failure: failure.clone() });
+        failure.map_or(Ok(()), Err)
     }
 
-    async fn known(&self, session: SessionId, wanted: &ImageWanted) -> Result<KnownImage, Status> {
-        match self.owner.ask(Ask::FindImage { session, reference: wanted.reference.clone() }).await? {
+    async fn known(&self, wisher: &Wisher, wanted: &ImageWanted) -> Result<KnownImage, Status> {
+        let reference = wanted.reference.clone();
+        match self.owner.ask(Ask::FindImage { session: wisher.session, reference }).await? {
             Answer::Image(known) => Ok(known),
             other => Err(unexpected(&other)),
         }
     }
 
-    async fn register(&self, known: &KnownImage, wanted: &ImageWanted) -> Result<(), Status> {
-        let descriptor = self.registrar.register(registration(wanted), &|_, _| ()).await;
-        let descriptor = descriptor.map_err(Status::failed_precondition)?;
+    async fn register(&self, wisher: &Wisher, known: &KnownImage, wanted: &ImageWanted) -> Result<(), NotRead> {
+        let (descriptor, holder) = match wanted.reads {
+            true => {
+                let manifest = self.registrar.resolve(registration(known, wanted)).await.map_err(NotRead::Image)?;
+                (self.read(wisher, known, wanted, manifest).await?, Some(wisher.session))
+            }
+            false => (self.read_here(known, wanted).await?, None),
+        };
         tracing::info!(image = wanted.reference, "registered for a runtime that asked for it");
         let (tenant, name) = (known.tenant.clone(), name_of(&wanted.reference));
-        let new = NewFunction { tenant, name, policy: Policy::Twin, memory_mib: 0, descriptor };
-        self.owner.ask(Ask::Create(Box::new(new))).await.map(drop)
+        let new = NewFunction { tenant, name, policy: Policy::Twin, memory_mib: 0, descriptor, holder };
+        self.tell(Ask::Create(Box::new(new))).await
     }
 
     /// The tag of a function that was made here may have moved.
-    async fn renew(&self, known: &KnownImage, wanted: &ImageWanted) -> Result<(), Status> {
-        let digest = self.registrar.resolve(registration(wanted)).await.map_err(Status::failed_precondition)?;
+    async fn renew(&self, wisher: &Wisher, known: &KnownImage, wanted: &ImageWanted) -> Result<(), NotRead> {
+        let digest = self.registrar.resolve(registration(known, wanted)).await.map_err(NotRead::Image)?;
         if known.manifest.as_ref() == Some(&digest) {
             return Ok(());
         }
-        let descriptor = self.registrar.register(registration(wanted), &|_, _| ()).await;
-        let descriptor = descriptor.map_err(Status::failed_precondition)?;
+        let (descriptor, holder) = match wanted.reads {
+            true => (self.read(wisher, known, wanted, digest.clone()).await?, Some(wisher.session)),
+            false => (self.read_here(known, wanted).await?, None),
+        };
         tracing::info!(image = wanted.reference, digest, "the tag has moved: its function gets the new image");
         let (tenant, name) = (known.tenant.clone(), name_of(&wanted.reference));
-        self.owner.ask(Ask::Update(Box::new(NewImage { tenant, name, descriptor, at_once: true }))).await.map(drop)
+        self.tell(Ask::Update(Box::new(NewImage { tenant, name, descriptor, at_once: true, holder }))).await
+    }
+
+    /// Has the agent that asked read it.
+    async fn read(
+        &self,
+        wisher: &Wisher,
+        known: &KnownImage,
+        wanted: &ImageWanted,
+        manifest_digest: String,
+    ) -> Result<Descriptor, NotRead> {
+        let login = known.login.clone().map(|Credentials { username, password }| Login { username, password });
+        let order = ReadImage {
+            request: self.owner.number(),
+            reference: wanted.reference.clone(),
+            manifest_digest,
+            plain_http: wanted.plain_http,
+            tenant: known.tenant.clone(),
+            login,
+        };
+        self.readings.order(wisher.session, &wisher.commands, order).await
+    }
+
+    async fn read_here(&self, known: &KnownImage, wanted: &ImageWanted) -> Result<Descriptor, NotRead> {
+        self.registrar.register(registration(known, wanted), &|_, _| ()).await.map_err(NotRead::Image)
+    }
+
+    async fn tell(&self, ask: Ask) -> Result<(), NotRead> {
+        self.owner.ask(ask).await.map(drop).map_err(|status| NotRead::Image(status.message().to_owned()))
     }
 
     fn entry(&self, key: (String, String)) -> Looked {
         let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
         if images.len() >= MAX_IMAGES && !images.contains_key(&key) {
             images.retain(|_, looked| match looked.try_lock() {
-                Ok(at) => at.is_some_and(|at| at.elapsed() < self.tag_ttl),
+                Ok(look) => look.as_ref().is_some_and(|look| look.at.elapsed() < self.tag_ttl),
                 Err(_) => true,
             });
             if images.len() >= MAX_IMAGES {
@@ -113,8 +200,9 @@ impl Wishes {
     }
 }
 
-fn registration(wanted: &ImageWanted) -> Registration {
-    Registration { reference: wanted.reference.clone(), platform: None, plain_http: wanted.plain_http }
+fn registration(known: &KnownImage, wanted: &ImageWanted) -> Registration {
+    let (reference, login) = (wanted.reference.clone(), known.login.clone());
+    Registration { reference, platform: None, plain_http: wanted.plain_http, login }
 }
 
 /// The name of the function that is made for an image: the end of its name that fits into one, and what tells it from others.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use faasnet_api::{FunctionId, ImageId, NodeId, Ticket, v1};
+use faasnet_api::{Descriptor, FunctionId, ImageId, NodeId, Origin, Ticket, v1};
 use faasnet_tree::FunctionTrees;
 
 use super::update::NextImage;
@@ -80,6 +80,8 @@ pub(crate) struct Function {
     pub(crate) tenant: String,
     pub(crate) name: String,
     pub(crate) reference: String,
+    /// Where its roots read, as `https://host`; empty: not at a registry.
+    pub(crate) registry: String,
     pub(crate) image: ImageId,
     /// By which runtimes ask for it.
     pub(crate) image_names: Vec<String>,
@@ -106,6 +108,14 @@ pub(crate) struct Function {
     pub(crate) donors: Vec<Option<NodeId>>,
     /// The image of an update that no provision has taken up yet.
     pub(crate) next: Option<NextImage>,
+}
+
+/// The address of the registry that an image comes from; empty if it is none.
+pub(crate) fn registry_of(descriptor: &Descriptor) -> String {
+    match descriptor.origin() {
+        Origin::Registry { base_url, .. } => base_url.clone(),
+        Origin::Layout { .. } => String::new(),
+    }
 }
 
 impl Function {

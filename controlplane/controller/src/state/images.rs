@@ -43,8 +43,30 @@ impl State {
                 let digest = function.image_names.first()?.rsplit_once('@')?.1;
                 Some(digest.to_owned())
             }),
+            login: self.secrets.of_image(&tenant, reference).cloned(),
             tenant,
         }
+    }
+
+    /// The node behind a stream has read all of the function's image for its registration: it becomes a member that is complete, so that
+    /// whoever joins receives from it.
+    pub(super) fn hold(&mut self, now: Now, id: FunctionId, session: SessionId) {
+        let Some(&node) = self.sessions.get(&session) else { return };
+        if self.check_room(id, node).is_err() {
+            return;
+        }
+        self.want(now, id, &[node]);
+        let Some(function) = self.functions.get_mut(&id) else { return };
+        let mut progress = function.progress(&node);
+        progress.set_state(v1::FunctionState::Complete);
+        progress.bytes_present = function.image_bytes;
+        function.most_present = function.image_bytes;
+        if let Some(member) = function.wanted.get_mut(&node) {
+            member.progress = Some(progress);
+        }
+        // Of an update: the members before it have nothing of the new image.
+        self.settle_trees(now, id, &[], Default::default(), vec![node]);
+        self.touch_watches(id, node);
     }
 
     /// A runtime on `node` asks for an image: the node joins a function that has it.

@@ -1,6 +1,7 @@
 //! What goes into the state machine and what comes out of it.
 
 use faasnet_api::{Descriptor, NodeId, v1};
+use faasnet_origin::Credentials;
 use faasnet_tree::Policy;
 
 use super::counts::Counts;
@@ -98,6 +99,8 @@ pub struct NewFunction {
     pub memory_mib: u32,
     /// The image.
     pub descriptor: Descriptor,
+    /// The stream of the node that has all of it already, if one has.
+    pub holder: Option<SessionId>,
 }
 
 /// A registered image on its way to becoming a function's next one.
@@ -111,6 +114,19 @@ pub struct NewImage {
     pub descriptor: Descriptor,
     /// Its members take it now; else with the next provision.
     pub at_once: bool,
+    /// As in [`NewFunction`].
+    pub holder: Option<SessionId>,
+}
+
+/// What the controller is to keep of a private registry.
+#[derive(Debug, Clone)]
+pub struct NewSecret {
+    /// Whose.
+    pub tenant: String,
+    /// Host, and port if it is not the usual one.
+    pub registry: String,
+    /// User name and password.
+    pub credentials: Credentials,
 }
 
 /// What is known of an image for one node's tenant.
@@ -122,6 +138,8 @@ pub struct KnownImage {
     pub function: Option<String>,
     /// The digest of its manifest.
     pub manifest: Option<String>,
+    /// What is kept of its registry for that tenant.
+    pub login: Option<Credentials>,
 }
 
 /// A client's call.
@@ -160,6 +178,24 @@ pub enum Ask {
     GetTerm,
     /// Lists nodes.
     ListNodes,
+    /// Keeps user name and password of a registry.
+    SetSecret(Box<NewSecret>),
+    /// Forgets them.
+    RemoveSecret {
+        /// Whose.
+        tenant: String,
+        /// Which.
+        registry: String,
+    },
+    /// Which there are, without the passwords.
+    ListSecrets,
+    /// What is kept of an image's registry, for the controller's own reading.
+    FindLogin {
+        /// For whom.
+        tenant: String,
+        /// The image.
+        reference: String,
+    },
     /// Lists the keys that sign tickets.
     ListKeys,
     /// Makes a new one.
@@ -191,6 +227,8 @@ pub enum Answer {
     Counts(Counts),
     Nodes(v1::ListNodesReply),
     Keys(v1::ListKeysReply),
+    Secrets(v1::ListSecretsReply),
+    Login(Option<Credentials>),
 }
 
 /// The kinds of refusal, as far as a caller can act on them.

@@ -19,8 +19,8 @@ impl State {
         let granted = self.grant_lease(now, id, function_id, stripe, lease_ms);
         let member = self.functions.get(&function_id).and_then(|function| function.wanted.get(&id));
         let knows_image = member.and_then(|member| member.progress.as_ref()).is_some_and(|row| row.bytes_total > 0);
-        if granted && !knows_image {
-            // Whoever could have sent it the descriptor is gone as well.
+        if granted && (!knows_image || self.login_for(function_id, &id).is_some()) {
+            // Whoever could have sent it the descriptor is gone as well; or the origin lets it read only with what comes along.
             self.send_assign(now, function_id, id, true);
         }
         // Even who has no place is answered: an agent that hears nothing reads the origin on its own after a while.

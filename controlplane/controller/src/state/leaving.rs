@@ -119,7 +119,7 @@ impl State {
     pub(super) fn scale(&mut self, now: Now, request: RequestId, scale: &v1::ScaleRequest) -> Result<(), Refusal> {
         let id = self.named(&scale.tenant, &scale.function)?;
         self.place(now, id, scale.count, true)?;
-        self.take_up_next(now, id);
+        self.take_up_next(now, id, None);
         let Some(function) = self.functions.get_mut(&id) else { return Ok(()) };
         function.count = Some(scale.count).filter(|count| *count > 0);
         self.emit(Output::Store(Key::Function(id)));

@@ -221,6 +221,7 @@ impl State {
             return;
         }
         let Some(ticket) = self.ticket(now, id, node) else { return };
+        let login = self.login_for(id, &node);
         let Some(function) = self.functions.get_mut(&id) else { return };
         let assign = v1::Assign {
             function_id: id.to_vec(),
@@ -232,6 +233,7 @@ impl State {
             ticket: ticket.as_bytes().to_vec(),
             stripes: stripes.clone(),
             descriptor: if function.reads_origin(&node) { function.descriptor.clone() } else { Vec::new() },
+            login,
         };
         if let Some(member) = function.wanted.get_mut(&node) {
             // Told again what it knows, it keeps the plan before.

@@ -30,6 +30,7 @@ mod reports;
 mod requests;
 mod restart;
 mod riding;
+mod secrets;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -44,8 +45,8 @@ use faasnet_api::{FunctionId, NodeId};
 
 pub use counts::Counts;
 pub use io::{
-    Answer, Ask, Input, KnownImage, NewFunction, NewImage, Now, Output, ProbeAnswer, ProbeId, Refusal, RefusalKind,
-    RequestId, SessionId,
+    Answer, Ask, Input, KnownImage, NewFunction, NewImage, NewSecret, Now, Output, ProbeAnswer, ProbeId, Refusal,
+    RefusalKind, RequestId, SessionId,
 };
 pub use latency::{BOUNDS_MS, Histogram};
 pub use migrate::{Records, SCHEMA, migrate};
@@ -57,6 +58,7 @@ use function::Function;
 use keys::Keyring;
 use leaving::DrainWatch;
 use node::Node;
+use secrets::Secrets;
 use watch::Watch;
 
 /// The longest line in the log.
@@ -74,6 +76,7 @@ pub struct State {
     nodes: BTreeMap<NodeId, Node>,
     sessions: HashMap<SessionId, NodeId>,
     keyring: Keyring,
+    secrets: Secrets,
     /// Who attached last from a data address.
     addresses: HashMap<SocketAddr, NodeId>,
     /// Who is called by a name.

@@ -22,6 +22,11 @@ pub fn function_name(tenant: &str, function: &str) -> Result<(String, String), R
     Ok((tenant.into(), function.into()))
 }
 
+/// The valid tenant that a caller means.
+pub(super) fn tenant_name(tenant: &str) -> Result<String, Refusal> {
+    function_name(tenant, "any").map(|(tenant, _)| tenant)
+}
+
 /// Refuses what an agent may not be called.
 pub(super) fn check_node_name(name: &str) -> Result<(), Refusal> {
     match is_node_name(name) {

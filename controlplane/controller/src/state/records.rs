@@ -9,11 +9,12 @@ use faasnet_api::{Descriptor, DescriptorError, FunctionId, ImageId, NodeId, Publ
 use faasnet_tree::{FunctionTrees, Order, Policy};
 use serde::{Deserialize, Serialize};
 
-use super::function::{Function, Leaving, Member};
+use super::function::{Function, Leaving, Member, registry_of};
 use super::io::Now;
 use super::keys::Keyring;
 use super::node::{Liveness, Node};
 use super::quarantine::Blame;
+use super::secrets::Secrets;
 use super::settings::Settings;
 use super::update::NextImage;
 use super::{State, words};
@@ -25,6 +26,8 @@ pub enum Key {
     Term,
     /// The private keys that sign tickets.
     TicketKeys,
+    /// The passwords of private registries.
+    Secrets,
     /// One node.
     Node(NodeId),
     /// The public key that a node registered with.
@@ -107,8 +110,10 @@ impl State {
             Some(bytes) => Keyring::restore(bytes)?,
             None => Keyring::new(settings.ticket_seed),
         };
+        let secrets = records.get(&Key::Secrets).map(|bytes| Secrets::restore(bytes)).transpose()?.unwrap_or_default();
         let mut state = Self {
             keyring,
+            secrets,
             settings,
             term: term.saturating_add(1),
             started_ms: now.ms,
@@ -175,6 +180,7 @@ impl State {
                 })
             }),
             Key::TicketKeys => Some(self.keyring.record()),
+            Key::Secrets => self.secrets.record(),
             Key::NodeKey(id) => Some(self.nodes.get(&id)?.key?.to_vec()),
             Key::Function(id) => self.functions.get(&id).map(|function| {
                 encode(&FunctionRecord {
@@ -273,6 +279,7 @@ fn restore_function(
         tenant: record.tenant,
         name: record.name,
         reference: descriptor.reference().into(),
+        registry: registry_of(&descriptor),
         image: record.image,
         image_names: faasnet_origin::image_names(&descriptor),
         image_bytes: descriptor.geometry().image_bytes(),

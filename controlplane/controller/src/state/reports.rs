@@ -34,6 +34,8 @@ impl State {
             v1::event::Event::OriginWanted(wanted) => self.origin_wanted(now, node, &wanted),
             v1::event::Event::BlocksReread(answer) => self.reread(now, node, &answer),
             v1::event::Event::JoinRequested(join) => self.join_requested(now, session, node, join),
+            // The shell hears it.
+            v1::event::Event::ImageRead(_) => {}
             v1::event::Event::ImageWanted(wanted) => self.image_wanted(now, session, node, &wanted),
         }
     }
@@ -107,6 +109,10 @@ impl State {
             return;
         }
         let (state, failed) = (progress.state(), member.failed);
+        if state == v1::FunctionState::Waiting && member.is_complete() {
+            // It registered the image and is about to open it: known to be there. Else it will say that it fetches, or failed.
+            return;
+        }
         rates::put(member.progress.as_ref(), now.ms.saturating_sub(member.reported_ms), &mut progress);
         let used = |progress: &v1::FunctionProgress| {
             (progress.uses, progress.bytes_received, progress.bytes_live + progress.bytes_from_store)

@@ -6,7 +6,7 @@ use faasnet_api::{FunctionId, NodeId, v1};
 use faasnet_tree::{FunctionTrees, Policy};
 
 use super::State;
-use super::function::Function;
+use super::function::{Function, registry_of};
 use super::io::{Answer, Ask, NewFunction, Now, Output, Refusal, RequestId};
 use super::names::function_name;
 use super::records::Key;
@@ -17,7 +17,14 @@ const NAMES_LISTED: usize = 20;
 impl State {
     pub(super) fn asked(&mut self, now: Now, request: RequestId, ask: Ask) {
         let answer = match ask {
-            Ask::Create(new) => self.create(*new).map(Answer::Created),
+            Ask::Create(new) => {
+                let holder = new.holder.map(|session| (FunctionId::new(&new.tenant, &new.name), session));
+                let created = self.create(*new).map(Answer::Created);
+                if let (Ok(_), Some((id, session))) = (&created, holder) {
+                    self.hold(now, id, session);
+                }
+                created
+            }
             Ask::Remove(remove) => self.remove(now, &remove).map(|()| Answer::Removed),
             Ask::Update(new) => self.update(now, &new).map(Answer::Created),
             Ask::FindImage { session, reference } => Ok(Answer::Image(self.find_image(session, &reference))),
@@ -37,6 +44,12 @@ impl State {
                 Err(refusal) => Err(refusal),
             },
             Ask::Release(release) => self.release(now, &release).map(Answer::Released),
+            Ask::SetSecret(new) => self.set_secret(now, *new),
+            Ask::RemoveSecret { tenant, registry } => self.remove_secret(now, &tenant, &registry),
+            Ask::ListSecrets => Ok(self.list_secrets()),
+            Ask::FindLogin { tenant, reference } => {
+                Ok(Answer::Login(self.secrets.of_image(&tenant, &reference).cloned()))
+            }
             Ask::ListKeys => Ok(self.list_keys()),
             Ask::RotateKeys { seed } => self.rotate_keys(now, seed),
             Ask::RevokeKey { key_id, seed } => self.revoke_key(now, &key_id, seed),
@@ -96,6 +109,7 @@ impl State {
             tenant: new.tenant,
             name: new.name,
             reference: new.descriptor.reference().into(),
+            registry: registry_of(&new.descriptor),
             image: new.descriptor.id(),
             image_names: faasnet_origin::image_names(&new.descriptor),
             image_bytes: new.descriptor.geometry().image_bytes(),
@@ -151,7 +165,7 @@ impl State {
         if !by_count {
             let nodes = self.resolve(&provision.nodes)?;
             nodes.iter().try_for_each(|node| self.check_room(id, *node))?;
-            self.take_up_next(now, id);
+            self.take_up_next(now, id, None);
             let list: Vec<NodeId> = nodes.iter().copied().collect();
             self.want(now, id, &list);
             self.watch(request, id, nodes, false);
@@ -161,7 +175,7 @@ impl State {
             return Err(Refusal::invalid("say on how many nodes (count) or on which (nodes) the function shall be"));
         }
         self.place(now, id, provision.count, true)?;
-        self.take_up_next(now, id);
+        self.take_up_next(now, id, None);
         let failed = |function: &Function| {
             let failed = function.wanted.iter().filter(|(_, member)| member.failed && member.leaving.is_none());
             failed.map(|(node, _)| *node).collect::<Vec<_>>()

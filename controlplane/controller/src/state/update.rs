@@ -6,8 +6,8 @@
 use faasnet_api::{Descriptor, FunctionId, ImageId, NodeId, v1};
 
 use super::State;
-use super::function::{Function, Member};
-use super::io::{NewImage, Now, Output, Refusal};
+use super::function::{Function, Member, registry_of};
+use super::io::{NewImage, Now, Output, Refusal, SessionId};
 use super::records::Key;
 
 /// An image that waits for the next provision.
@@ -16,6 +16,7 @@ pub(crate) struct NextImage {
     pub(crate) image: ImageId,
     pub(crate) image_names: Vec<String>,
     pub(crate) reference: String,
+    pub(crate) registry: String,
     pub(crate) image_bytes: u64,
     pub(crate) blobs: u32,
     pub(crate) descriptor: Vec<u8>,
@@ -27,6 +28,7 @@ impl NextImage {
             image: descriptor.id(),
             image_names: faasnet_origin::image_names(descriptor),
             reference: descriptor.reference().into(),
+            registry: registry_of(descriptor),
             image_bytes: descriptor.geometry().image_bytes(),
             blobs: descriptor.entries().len() as u32,
             descriptor: descriptor.encode(),
@@ -54,13 +56,14 @@ impl State {
             self.emit(Output::Store(key));
         }
         if new.at_once {
-            self.take_up_next(now, id);
+            self.take_up_next(now, id, new.holder);
         }
         self.functions.get(&id).map(Function::info).ok_or_else(|| Refusal::not_found("the function is gone"))
     }
 
-    /// A provision begins: the image that waits becomes the function's, for every member. The caller wants the members afterwards.
-    pub(super) fn take_up_next(&mut self, now: Now, id: FunctionId) {
+    /// A provision begins: the image that waits becomes the function's, for every member. The caller wants the members afterwards. `holder`:
+    /// the stream of a node that has it already.
+    pub(super) fn take_up_next(&mut self, now: Now, id: FunctionId, holder: Option<SessionId>) {
         let Some(function) = self.functions.get_mut(&id) else { return };
         let Some(next) = function.next.take() else { return };
         let names = function.image_names.clone();
@@ -72,6 +75,10 @@ impl State {
         }
         for key in [Key::Descriptor(id), Key::NextDescriptor(id), Key::Function(id)] {
             self.emit(Output::Store(key));
+        }
+        if let Some(session) = holder {
+            // Before anybody is told: roots would begin to read the origin.
+            self.hold(now, id, session);
         }
         self.align_trees(now, id, &was_failed);
         self.resend_assigns(now, id);
@@ -89,6 +96,7 @@ fn start_over(function: &mut Function, next: NextImage, term: u64) -> Vec<NodeId
     function.image = next.image;
     function.image_names = next.image_names;
     function.reference = next.reference;
+    function.registry = next.registry;
     function.image_bytes = next.image_bytes;
     function.blobs = next.blobs;
     function.descriptor = next.descriptor;

@@ -50,6 +50,7 @@ pub(super) fn tame(event: &mut Event) {
             cut(&mut join.function, WISH_BYTES);
         }
         Event::ImageWanted(wanted) => cut(&mut wanted.reference, WISH_BYTES),
+        Event::ImageRead(read) => cut(&mut read.failure, REASON_BYTES),
         Event::Attached(_) | Event::Dropped(_) | Event::OriginWanted(_) | Event::BlocksReread(_) => {}
     }
 }

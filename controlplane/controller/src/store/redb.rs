@@ -31,6 +31,7 @@ const TABLES: [Table; 7] = [META, NODES, NODE_KEYS, FUNCTIONS, ORDERS, DESCRIPTO
 const SCHEMA_KEY: &[u8] = b"schema";
 const TERM_KEY: &[u8] = b"term";
 const TICKET_KEYS_KEY: &[u8] = b"ticket_keys";
+const SECRETS_KEY: &[u8] = b"registry_secrets";
 
 /// See the module's documentation.
 pub struct RedbStore {
@@ -88,7 +89,7 @@ impl RedbStore {
             }
             other => StoreError::Failed { path: path.clone(), verb: "opened", reason: other.to_string() },
         })?;
-        // It holds the private keys that sign tickets.
+        // It holds the private keys that sign tickets, and registries' passwords.
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600))
             .map_err(|source| StoreError::Directory { path: named.into(), source })?;
         Ok(Self { path, database, _lock: None })
@@ -171,6 +172,7 @@ impl StateStore for RedbStore {
         for (key, value) in self.read_table(META)? {
             match &key[..] {
                 TERM_KEY => records.push((Key::Term, value)),
+                SECRETS_KEY => records.push((Key::Secrets, value)),
                 TICKET_KEYS_KEY => records.push((Key::TicketKeys, value)),
                 _ => {}
             }
@@ -223,6 +225,7 @@ fn place(key: &Key) -> (Table, &[u8]) {
     match key {
         Key::Term => (META, TERM_KEY),
         Key::TicketKeys => (META, TICKET_KEYS_KEY),
+        Key::Secrets => (META, SECRETS_KEY),
         Key::NodeKey(node) => (NODE_KEYS, node.as_bytes()),
         Key::Node(node) => (NODES, node.as_bytes()),
         Key::Function(function) => (FUNCTIONS, function.as_bytes()),

@@ -56,7 +56,7 @@ pub(crate) struct Shared {
     pub(crate) descriptors: watch::Receiver<Descriptors>,
     pub(crate) waiting_every: Duration,
     pub(crate) counters: Arc<Counters>,
-    pub(crate) sources: Sources,
+    pub(crate) sources: Arc<Sources>,
     /// Where a lying origin is reported.
     pub(crate) reports: mpsc::Sender<Input>,
 }

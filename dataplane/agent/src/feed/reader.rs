@@ -106,8 +106,8 @@ impl Reader {
     }
 
     async fn source(&self) -> Result<Source, Stop> {
-        let (shared, descriptor) = (self.shared.clone(), self.descriptor.clone());
-        let opened = tokio::task::spawn_blocking(move || shared.sources.get(descriptor.origin())).await;
+        let (shared, descriptor, function) = (self.shared.clone(), self.descriptor.clone(), self.function);
+        let opened = tokio::task::spawn_blocking(move || shared.sources.get(function, descriptor.origin())).await;
         let source = opened.map_err(|error| Stop::Failed(format!("opening the origin did not end: {error}")))?;
         source.map_err(|error| Stop::Failed(error.to_string()))
     }

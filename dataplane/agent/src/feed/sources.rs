@@ -1,30 +1,60 @@
 //! The origins that the feed reads, opened once each: both stripes of an image share connections and access tokens.
+//!
+//! Also what the controller said of private registries, per function: kept in memory only, and used where this host's own configuration
+//! knows nothing.
 
-use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use faasnet_api::Origin;
-use faasnet_origin::{Error, Source};
+use faasnet_api::{FunctionId, Origin};
+use faasnet_origin::{Credentials, Error, Source, SourceOptions};
 
 /// As many as a node has functions; a source that was put out is only opened again.
 const MAX_SOURCES: usize = 20;
 
 /// See the module's documentation.
 #[derive(Debug, Default)]
-pub(crate) struct Sources(Mutex<VecDeque<(Origin, Source)>>);
+pub(crate) struct Sources {
+    open: Mutex<VecDeque<Opened>>,
+    logins: Mutex<HashMap<FunctionId, Credentials>>,
+}
+
+#[derive(Debug)]
+struct Opened {
+    origin: Origin,
+    login: Option<Credentials>,
+    source: Source,
+}
 
 impl Sources {
-    /// The source of `origin`. Opening one reads certificates and the layout's marker, so call it off the async threads.
-    pub(super) fn get(&self, origin: &Origin) -> Result<Source, Error> {
-        let mut sources = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, source)) = sources.iter().find(|(known, _)| known == origin) {
-            return Ok(source.clone());
+    /// What the controller says now of the function's registry.
+    pub(crate) fn tell(&self, function: FunctionId, login: Option<Credentials>) {
+        let mut logins = lock(&self.logins);
+        match login {
+            Some(login) => drop(logins.insert(function, login)),
+            None => drop(logins.remove(&function)),
         }
-        let source = Source::from_origin(origin)?;
+    }
+
+    /// The source of a function's `origin`. Opening one reads certificates and the layout's marker, so call it off the async threads.
+    pub(super) fn get(&self, function: FunctionId, origin: &Origin) -> Result<Source, Error> {
+        let login = lock(&self.logins).get(&function).cloned();
+        let mut sources = lock(&self.open);
+        // Not one of another login: it holds that one's token, which another tenant's function may have got.
+        let same = |opened: &&Opened| opened.origin == *origin && opened.login == login;
+        if let Some(opened) = sources.iter().find(same) {
+            return Ok(opened.source.clone());
+        }
+        let source =
+            Source::from_origin_with(origin, &SourceOptions { login: login.clone(), ..SourceOptions::default() })?;
         if sources.len() == MAX_SOURCES {
             sources.pop_front();
         }
-        sources.push_back((origin.clone(), source.clone()));
+        sources.push_back(Opened { origin: origin.clone(), login, source: source.clone() });
         Ok(source)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -38,7 +38,7 @@ impl Harness {
             descriptors: descriptors_reader,
             waiting_every: Duration::from_millis(10),
             counters: counters.clone(),
-            sources: Sources::default(),
+            sources: Arc::default(),
             reports: reports_sender,
         });
         let feed = feed.await.unwrap();

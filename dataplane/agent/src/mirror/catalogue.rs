@@ -9,11 +9,13 @@ use faasnet_api::{BlockIndex, FunctionId, Origin};
 use faasnet_origin::{RegistryReference, image_names};
 use faasnet_store::StoredImage;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
 use super::questions::Wish;
 use super::settings::OnMiss;
 use crate::control::Input;
+use crate::reading::Progress;
 use crate::table::{Phase, Row};
 use crate::view::View;
 use crate::worker::mailbox::ReportState;
@@ -22,6 +24,8 @@ use crate::worker::mailbox::ReportState;
 const ANSWER: Duration = Duration::from_secs(2);
 /// How long the descriptor of an image that is being joined may take: the runtime goes to the registry then.
 const DESCRIPTOR: Duration = Duration::from_secs(10);
+/// How long the runtime bears that nothing comes of an image that is being registered here: as with one that is being received.
+const ARRIVING: Duration = Duration::from_secs(10);
 /// How long a blob's image may take to be known after a start of the agent, when the controller says again what is held.
 const AFTER_START: Duration = Duration::from_secs(2);
 
@@ -39,6 +43,8 @@ pub(crate) struct Misses {
     pub(crate) on_miss: OnMiss,
     pub(crate) register_wait: Duration,
     pub(crate) plain_http: Arc<Vec<String>>,
+    /// What this node registers itself.
+    pub(crate) reading: Progress,
 }
 
 /// An image of a function on this node.
@@ -81,8 +87,10 @@ impl Catalogue {
         };
         let patience = if wish.register { misses.register_wait } else { ANSWER };
         self.inputs.send(Input::Image { wish, answer }).await.map_err(|_| "the agent is stopping".to_owned())?;
-        let function = match timeout(patience, answered).await {
-            Ok(Ok(answer)) => answer?,
+        let function = match self.wait_for(answered, &name, patience).await {
+            Ok(Ok(answer)) => {
+                answer.inspect_err(|reason| tracing::info!(image = name, reason, "the runtime is sent on"))?
+            }
             Ok(Err(_)) => return Err(format!("this node does not hold {name}, and the controller is away")),
             Err(_) => return Err(format!("this node does not hold {name}, and the controller has not answered yet")),
         };
@@ -95,6 +103,24 @@ impl Catalogue {
                 .or_else(|| self.held(&name))
                 .ok_or_else(|| format!("the image of {name} cannot be held on this node")),
             _ => Err(format!("what {name} is made of has not arrived yet")),
+        }
+    }
+
+    /// The controller's answer, for which there is `patience`; and, where this node has to read the image first, as long as it comes.
+    async fn wait_for<T>(
+        &self,
+        mut answered: oneshot::Receiver<T>,
+        name: &str,
+        patience: Duration,
+    ) -> Result<Result<T, oneshot::error::RecvError>, Elapsed> {
+        let (mut before, mut patience) = (None, patience);
+        loop {
+            let waited = timeout(patience, &mut answered).await;
+            let bytes = self.misses.reading.bytes(name);
+            if waited.is_ok() || bytes.is_none() || bytes == before {
+                return waited;
+            }
+            (before, patience) = (bytes, ARRIVING);
         }
     }
 

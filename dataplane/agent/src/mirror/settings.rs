@@ -61,7 +61,7 @@ pub enum OnMiss {
     /// 404: the runtime goes to the registry.
     #[default]
     Pass,
-    /// Has the controller register it, and waits a little for that.
+    /// This node registers it, or whoever was asked for it before; waits a little for that one.
     Register,
 }
 

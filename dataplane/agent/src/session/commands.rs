@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use faasnet_api::{BlockIndex, FunctionId, IdError, ImageId, NodeId, Stripe, Ticket, v1};
+use faasnet_origin::Credentials;
 
 use crate::table::Version;
 use crate::worker::mailbox::{Assignment, StripePlan, Target};
@@ -57,6 +58,8 @@ pub(crate) enum Order {
     TicketKeys(v1::TicketKeys),
     /// A `JoinRequested` is refused.
     JoinRefused(v1::JoinRefused),
+    /// Register an image for the runtime here that asks for it.
+    ReadImage(v1::ReadImage),
     /// The answer to an `ImageWanted`: the function that has the image, or why there is none for this node.
     ImageAnswer {
         /// As in the question.
@@ -75,7 +78,9 @@ pub(crate) struct AssignOrder {
     pub(crate) assignment: Assignment,
     /// The encoded descriptor, unchecked, if the controller sent it.
     pub(crate) descriptor: Option<Vec<u8>>,
-    /// As it came, without the descriptor.
+    /// For the function's registry, if that is private and the controller knows it.
+    pub(crate) login: Option<Credentials>,
+    /// As it came, without the descriptor and the login.
     pub(crate) message: v1::Assign,
 }
 
@@ -119,6 +124,7 @@ impl Order {
                     .map_err(|_| OrderError::Malformed("a lease for a stripe that cannot be"))?,
                 lease: Duration::from_secs(lease.seconds.into()).min(MAX_LEASE),
             },
+            Command::ReadImage(order) => Self::ReadImage(order),
             Command::ImageAnswer(answer) => Self::ImageAnswer {
                 request: answer.request,
                 answer: match answer.function_id.is_empty() {
@@ -135,6 +141,7 @@ impl Order {
 impl AssignOrder {
     pub(crate) fn parse(mut assign: v1::Assign) -> Result<Self, OrderError> {
         let descriptor = Some(std::mem::take(&mut assign.descriptor)).filter(|bytes| !bytes.is_empty());
+        let login = assign.login.take().map(|v1::Login { username, password }| Credentials { username, password });
         let message = assign.clone();
         let function = FunctionId::try_from(&assign.function_id[..])?;
         if function != FunctionId::new(&assign.tenant, &assign.function) {
@@ -152,7 +159,7 @@ impl AssignOrder {
             stripes: assign.stripes.into_iter().map(parse_stripe).collect::<Result<_, _>>()?,
             stored: None,
         };
-        Ok(Self { tenant: assign.tenant, name: assign.function, assignment, descriptor, message })
+        Ok(Self { tenant: assign.tenant, name: assign.function, assignment, descriptor, login, message })
     }
 }
 
@@ -200,7 +207,7 @@ pub(crate) mod tests {
             epoch,
             ticket: vec![0; faasnet_api::ticket::TICKET_BYTES],
             stripes: vec![v1::StripePlan { upstream: Some(origin), fallbacks: vec![], children: vec![vec![4; 16]] }],
-            descriptor: vec![],
+            ..Default::default()
         }
     }
 

@@ -84,7 +84,12 @@ pub(crate) fn join_requested(tenant: String, function: String) -> v1::Event {
 /// The runtime here asks for an image.
 pub(crate) fn image_wanted(request: u64, wish: Wish) -> v1::Event {
     let Wish { reference, register, plain_http } = wish;
-    event(Kind::ImageWanted(v1::ImageWanted { request, reference, register, plain_http }))
+    event(Kind::ImageWanted(v1::ImageWanted { request, reference, register, plain_http, reads: true }))
+}
+
+/// How the reading of an image goes that the controller ordered.
+pub(crate) fn image_read(read: v1::ImageRead) -> v1::Event {
+    event(Kind::ImageRead(read))
 }
 
 /// A row's progress: the worker's counters, and what only the control side knows.

@@ -15,7 +15,7 @@ use std::time::SystemTime;
 use faasnet_api::{BlockIndex, Descriptor, Geometry};
 use faasnet_ring::file::preallocate;
 
-use super::{Known, Shared, Store, folders, lock, touch};
+use super::{Known, Shared, Store, lock, touch};
 use crate::StoreError;
 use crate::data::DataFile;
 use crate::folder::new_file_options;
@@ -80,28 +80,28 @@ impl StagedImage {
         }
         shared.remove(image)?;
         fs::rename(&self.folder, shared.folder.image(image)).map_err(|source| self.failed(source))?;
-        let known = Known { tenant: self.tenant.clone(), descriptor, used: SystemTime::now(), open: Default::default() };
+        let known =
+            Known { tenant: self.tenant.clone(), descriptor, used: SystemTime::now(), open: Default::default() };
         touch(&shared.folder.image(image), known.used);
         lock(&shared.images).insert(image, known);
         Ok(())
     }
 
-    /// Makes the other files of the image, with every block marked, and brings all of it to the disk.
+    /// Makes the other files of the image, with every block marked. Not synced: that is done where every other image is, when it is complete,
+    /// and a crash of the host before that leaves marks that are verified.
     fn finish(&self, descriptor: &Arc<Descriptor>) -> io::Result<()> {
         let new = |name: &str| new_file_options().open(self.folder.join(name));
         let blocks = descriptor.geometry().blocks();
         let map = MapFile::create(new("map")?, descriptor.id(), blocks, self.shared.boot)?;
-        let mut beside = vec![new("descriptor")?, new("tenant")?];
-        beside[0].write_all(&descriptor.encode())?;
-        beside[1].write_all(self.tenant.as_bytes())?;
-        beside.extend(folders(&self.folder)?);
+        new("descriptor")?.write_all(&descriptor.encode())?;
+        new("tenant")?.write_all(self.tenant.as_bytes())?;
         let data = DataFile::new(self.data.try_clone()?, &self.folder.join("data"), crate::WriteMode::Buffered);
-        let stored = self.shared.stored(&self.tenant, descriptor, Opened { data, map, beside }, &[]);
+        let stored = self.shared.stored(&self.tenant, descriptor, Opened { data, map, beside: Vec::new() }, &[]);
         for block in (0..blocks).map(BlockIndex) {
             stored.mark(block)?;
             stored.went_through_cache(block);
         }
-        stored.finish()
+        Ok(())
     }
 
     fn failed(&self, source: io::Error) -> StoreError {

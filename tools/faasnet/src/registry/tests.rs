@@ -217,8 +217,7 @@ async fn lasting_faults_end_the_reading() {
 
 async fn register_from(server: &RegistryServer) -> Result<faasnet_api::Descriptor, RegisterError> {
     let reference = server.reference().unwrap();
-    register(RegisterRequest::new(reference), |_, _| {})
-        .await
+    register(RegisterRequest::new(reference), |_, _| {}).await
 }
 
 /// Catches registration that reads a byte twice, or takes ranges for granted.

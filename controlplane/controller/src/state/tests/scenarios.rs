@@ -139,7 +139,7 @@ fn nodes_may_ask_by_image() {
     let create = |world: &mut World, name: &str, reference: &str| {
         let descriptor = descriptor(reference, registry.clone());
         let (tenant, name) = ("default".into(), name.into());
-        let new = NewFunction { tenant, name, policy: Policy::Twin, memory_mib: 16, descriptor };
+        let new = NewFunction { tenant, name, policy: Policy::Twin, memory_mib: 16, descriptor, holder: None };
         world.ask(Ask::Create(Box::new(new))).unwrap();
     };
     create(&mut world, "f", "r.example/app:1");
@@ -160,7 +160,7 @@ fn nodes_may_ask_by_image() {
     }
     // An update: the new name counts from the next provision on.
     let descriptor = descriptor("r.example/app:2", registry.clone());
-    let new = NewImage { tenant: "default".into(), name: "f".into(), descriptor, at_once: false };
+    let new = NewImage { tenant: "default".into(), name: "f".into(), descriptor, at_once: false, holder: None };
     world.ask(Ask::Update(Box::new(new))).unwrap();
     assert!(ask(&mut world, 0, "r.example/app:2").is_empty());
     world.provision("f", 0, &[0]).unwrap();

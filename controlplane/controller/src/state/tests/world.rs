@@ -158,7 +158,7 @@ impl World {
         }
         agent.commands += 1;
         let (id, version) = match &command {
-            Command::Accepted(_) | Command::Challenge(_) => return,
+            Command::Accepted(_) | Command::Challenge(_) | Command::ReadImage(_) => return,
             Command::TicketKeys(_) => return agent.key_sets += 1,
             Command::OriginLease(lease) => return agent.leases.push(lease.clone()),
             Command::Reread(reread) => return agent.rereads.push(reread.clone()),
@@ -286,7 +286,8 @@ impl World {
         memory_mib: u32,
     ) -> Result<v1::FunctionInfo, Refusal> {
         let descriptor = descriptor("example/app:1", origin);
-        let new = NewFunction { tenant: tenant.into(), name: name.into(), policy, memory_mib, descriptor };
+        let new =
+            NewFunction { tenant: tenant.into(), name: name.into(), policy, memory_mib, descriptor, holder: None };
         match self.ask(Ask::Create(Box::new(new)))? {
             Answer::Created(info) => Ok(info),
             other => panic!("{other:?}"),

@@ -1,0 +1,122 @@
+//! User names and passwords of private registries, by tenant: kept for the nodes that read those registries for a function of that tenant.
+//!
+//! They leave by `Assign` and `ReadImage` only, on streams of agents that proved who they are, and never to a client. Pure.
+
+use std::collections::BTreeMap;
+
+use faasnet_api::{FunctionId, NodeId, v1};
+use faasnet_origin::{Credentials, Reference, registry_key};
+
+use super::State;
+use super::io::{Answer, NewSecret, Now, Output, Refusal};
+use super::names::tenant_name;
+use super::records::{Key, RestoreError, decode, encode};
+
+/// The longest host name, with a port.
+const REGISTRY_BYTES_MAX: usize = 260;
+/// The longest user name, and the longest password; tokens that stand for one are a few KiB.
+const SECRET_BYTES_MAX: usize = 16 << 10;
+
+/// By tenant and registry, in the spelling of [`registry_key`].
+#[derive(Default)]
+pub(super) struct Secrets(BTreeMap<(String, String), Credentials>);
+
+/// One as it is stored.
+type Record = (String, String, String, String);
+
+impl Secrets {
+    pub(super) fn restore(bytes: &[u8]) -> Result<Self, RestoreError> {
+        let records: Vec<Record> = decode(Key::Secrets, bytes)?;
+        let secret = |(tenant, registry, username, password)| ((tenant, registry), Credentials { username, password });
+        Ok(Self(records.into_iter().map(secret).collect()))
+    }
+
+    /// `None`: there is nothing to keep.
+    pub(super) fn record(&self) -> Option<Vec<u8>> {
+        let record = |((tenant, registry), credentials): (&(String, String), &Credentials)| {
+            (tenant.clone(), registry.clone(), credentials.username.clone(), credentials.password.clone())
+        };
+        let records: Vec<Record> = self.0.iter().map(record).collect();
+        (!records.is_empty()).then(|| encode(&records))
+    }
+
+    /// What a tenant's nodes are told of a registry.
+    pub(super) fn of(&self, tenant: &str, registry: &str) -> Option<&Credentials> {
+        self.0.get(&(tenant.to_owned(), registry_key(registry).to_owned()))
+    }
+
+    /// The same of the registry that an image comes from.
+    pub(super) fn of_image(&self, tenant: &str, reference: &str) -> Option<&Credentials> {
+        match Reference::parse(reference).ok()? {
+            Reference::Registry(reference) => self.of(tenant, &reference.registry),
+            Reference::Layout { .. } => None,
+        }
+    }
+}
+
+impl State {
+    pub(super) fn set_secret(&mut self, now: Now, new: NewSecret) -> Result<Answer, Refusal> {
+        let (tenant, registry) = names(&new.tenant, &new.registry)?;
+        let Credentials { username, password } = &new.credentials;
+        if username.is_empty() || password.is_empty() || username.len().max(password.len()) > SECRET_BYTES_MAX {
+            return Err(Refusal::invalid(format!(
+                "a user name and a password have 1 to {SECRET_BYTES_MAX} bytes; give the password on standard input"
+            )));
+        }
+        self.secrets.0.insert((tenant.clone(), registry.clone()), new.credentials);
+        self.secret_changed(now, &tenant, &registry);
+        Ok(Answer::Removed)
+    }
+
+    pub(super) fn remove_secret(&mut self, now: Now, tenant: &str, registry: &str) -> Result<Answer, Refusal> {
+        let (tenant, registry) = names(tenant, registry)?;
+        if self.secrets.0.remove(&(tenant.clone(), registry.clone())).is_none() {
+            return Err(Refusal::not_found(format!(
+                "tenant {tenant:?} has no secret of {registry:?}; `faasnet secret list` shows what there is"
+            )));
+        }
+        self.secret_changed(now, &tenant, &registry);
+        Ok(Answer::Removed)
+    }
+
+    pub(super) fn list_secrets(&self) -> Answer {
+        let info = |((tenant, registry), credentials): (&(String, String), &Credentials)| v1::SecretInfo {
+            tenant: tenant.clone(),
+            registry: registry.clone(),
+            username: credentials.username.clone(),
+        };
+        Answer::Secrets(v1::ListSecretsReply { secrets: self.secrets.0.iter().map(info).collect() })
+    }
+
+    /// What a node is told with its assignment: only one that may read the origin needs it.
+    pub(super) fn login_for(&self, id: FunctionId, node: &NodeId) -> Option<v1::Login> {
+        let function = self.functions.get(&id).filter(|function| function.reads_origin(node))?;
+        let Credentials { username, password } = self.secrets.of(&function.tenant, &function.registry)?.clone();
+        Some(v1::Login { username, password })
+    }
+
+    /// Whoever was told of it, or should have been, is told anew.
+    fn secret_changed(&mut self, now: Now, tenant: &str, registry: &str) {
+        self.emit(Output::Store(Key::Secrets));
+        let concerned = self
+            .functions
+            .values()
+            .filter(|function| function.tenant == tenant && registry_key(&function.registry) == registry);
+        let members: Vec<(FunctionId, NodeId)> =
+            concerned.flat_map(|function| function.placed().map(|node| (function.id, node))).collect();
+        for (id, node) in members {
+            self.send_assign(now, id, node, true);
+        }
+    }
+}
+
+fn names(tenant: &str, registry: &str) -> Result<(String, String), Refusal> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte);
+    let key = registry_key(registry.trim()).to_ascii_lowercase();
+    if key.is_empty() || key.len() > REGISTRY_BYTES_MAX || !key.bytes().all(plain) {
+        return Err(Refusal::invalid(format!(
+            "{registry:?} is not a registry; write its host, and its port if it is not the usual one, as in references: registry.example:5000"
+        )));
+    }
+    Ok((tenant_name(tenant)?, key))
+}

@@ -1,6 +1,6 @@
 //! The contract that both planes share: ids, the image descriptor and its geometry, tickets, and the gRPC messages.
 //!
-//! Nothing here performs I/O but [`tls`], which reads certificates.
+//! Nothing here performs I/O but [`tls`], which reads certificates, and [`is_read_by_others`], which looks at a file.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -29,7 +29,7 @@ pub use introduction::Introduction;
 #[cfg(feature = "keys")]
 pub use keys::{KeySet, SigningKey, TicketKey};
 pub use node_name::{NODE_NAME_RULE, is_node_name};
-pub use secret::ClusterSecret;
+pub use secret::{ClusterSecret, is_read_by_others};
 pub use ticket::{Claims, Ticket, TicketError};
 pub use verify::{BlockDigest, Verify};
 

@@ -1,6 +1,8 @@
 //! The secret that controller and agents share: what lets an agent join the cluster and a client call the controller.
 
 use std::fmt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 /// The secret, stretched into the token that travels.
 #[derive(Clone)]
@@ -24,6 +26,11 @@ impl ClusterSecret {
         // Comparing hashes leaks nothing about the position of the first difference.
         blake3::hash(token.as_bytes()) == blake3::hash(self.token.as_bytes())
     }
+}
+
+/// Whether a file with a secret can be read by others than its owner: worth a warning. One that cannot be looked at cannot be read either.
+pub fn is_read_by_others(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|data| data.permissions().mode() & 0o044 != 0)
 }
 
 impl fmt::Debug for ClusterSecret {

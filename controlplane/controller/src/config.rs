@@ -149,8 +149,13 @@ impl Config {
                 bail!("cluster_secret and cluster_secret_file are both set (--secret, --secret-file); keep one")
             }
             (Some(secret), None) => secret.clone(),
-            (None, Some(path)) => std::fs::read_to_string(path)
-                .with_context(|| format!("cluster_secret_file {} cannot be read", path.display()))?,
+            (None, Some(path)) => {
+                if faasnet_api::is_read_by_others(path) {
+                    tracing::warn!(file = %path.display(), "others than its owner can read the cluster's secret; chmod 600 it");
+                }
+                std::fs::read_to_string(path)
+                    .with_context(|| format!("cluster_secret_file {} cannot be read", path.display()))?
+            }
             (None, None) => bail!(
                 "no cluster secret is configured; put at least {SECRET_BYTES_MIN} random bytes into a file, for example with \
                  `openssl rand -hex 32`, and give it as --secret-file FILE (in the settings: cluster_secret_file) to the controller and every agent"

@@ -6,12 +6,16 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 
 use crate::helper::Helper;
+
+/// Sources are opened again and again; one warning of a process is enough.
+static WARNED: AtomicBool = AtomicBool::new(false);
 
 /// A user name and password. Never printed.
 #[derive(Clone, PartialEq, Eq)]
@@ -84,6 +88,9 @@ pub(crate) fn look_up(path: Option<&Path>, registry: &str) -> Lookup {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Lookup::None,
         Err(error) => return Lookup::Unusable(format!("{} cannot be read ({error})", path.display())),
     };
+    if faasnet_api::is_read_by_others(path) && !WARNED.swap(true, Ordering::Relaxed) {
+        tracing::warn!(file = %path.display(), "others than its owner can read this file with registries' passwords; chmod 600 it");
+    }
     match serde_json::from_slice::<ConfigFile>(&bytes) {
         Ok(config) => config.look_up(path, registry),
         // The parser's message could quote a secret; its position is enough.

@@ -251,8 +251,13 @@ impl Config {
                 ));
             }
             (Some(secret), None) => secret.0.clone(),
-            (None, Some(path)) => std::fs::read_to_string(path)
-                .map_err(|error| invalid(format!("{} cannot be read: {error}", path.display())))?,
+            (None, Some(path)) => {
+                if faasnet_api::is_read_by_others(path) {
+                    tracing::warn!(file = %path.display(), "others than its owner can read the cluster's secret; chmod 600 it");
+                }
+                std::fs::read_to_string(path)
+                    .map_err(|error| invalid(format!("{} cannot be read: {error}", path.display())))?
+            }
         };
         let text = text.trim();
         if text.len() < MIN_SECRET_BYTES {

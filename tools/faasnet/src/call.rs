@@ -57,6 +57,9 @@ async fn call(control: &mut Control, args: &CallArgs) -> Result<()> {
         one "ListKeys" => list_keys,
         one "RotateKeys" => rotate_keys,
         one "RevokeKey" => revoke_key,
+        one "SetSecret" => set_secret,
+        one "ListSecrets" => list_secrets,
+        one "RemoveSecret" => remove_secret,
         stream "Watch" => watch,
         one "GetVersion" => get_version,
     )

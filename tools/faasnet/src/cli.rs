@@ -17,6 +17,7 @@ use crate::daemon_args::{AgentArgs, ControllerArgs};
 use crate::install::{InstallArgs, UninstallArgs};
 use crate::keys::KeysCommand;
 use crate::lab_commands::LabCommand;
+use crate::secret::SecretCommand;
 use crate::sim_commands::SimArgs;
 use crate::state_commands::StateCommand;
 use crate::tune::TuneCommand;
@@ -142,6 +143,9 @@ pub enum Command {
     /// The keys that sign nodes' tickets
     #[command(subcommand)]
     Keys(KeysCommand),
+    /// Passwords of private registries that the controller gives to the nodes that read them
+    #[command(subcommand)]
+    Secret(SecretCommand),
     /// Build or look at OCI images
     #[command(subcommand)]
     Image(ImageCommand),

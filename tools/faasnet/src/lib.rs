@@ -32,6 +32,7 @@ pub mod pull;
 pub mod registry;
 pub mod room;
 pub mod run;
+pub mod secret;
 pub mod service;
 pub mod settings;
 pub mod sim_commands;

@@ -11,7 +11,7 @@ use tracing_subscriber::EnvFilter;
 use crate::cli::{Cli, Command, ImageCommand};
 use crate::{
     bench_commands, call, certs, daemon, demo, drain, explain, functions, image_commands, install, keys, lab_commands,
-    nodes, output, provision, pull, sim_commands, state_commands, tune,
+    nodes, output, provision, pull, secret, sim_commands, state_commands, tune,
 };
 
 /// Parses, runs, reports. 0: done; 1: failed, with one line on standard error; 2: wrong usage.
@@ -69,6 +69,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Pull(args) => pull::run(global, args).await?,
         Command::Certs(command) => certs::run(global, command)?,
         Command::Keys(command) => keys::run(global, command).await?,
+        Command::Secret(command) => secret::run(global, command).await?,
         Command::Image(ImageCommand::Build(args)) => image_commands::build(args, global.json).await?,
         Command::Image(ImageCommand::Inspect(args)) => image_commands::inspect(args, global.json).await?,
         Command::Registry(args) => daemon::registry(args).await?,

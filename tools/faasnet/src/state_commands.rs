@@ -28,7 +28,7 @@ Examples:
   faasnet state export backup.json
   faasnet state export - | ssh other faasnet state import -
 
-The file is JSON with a checksum. Keep it like the cluster's secret: it may hold the keys that sign tickets.")]
+The file is JSON with a checksum. Keep it like the cluster's secret: it holds the keys that sign tickets and the\npasswords of `faasnet secret`.")]
 pub struct StateArgs {
     /// The file; `-` is standard output or input
     #[arg(value_name = "FILE|-")]

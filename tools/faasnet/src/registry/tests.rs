@@ -4,7 +4,6 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
-use faasnet_api::BLOCK_BYTES;
 use faasnet_image::{BuildOptions, BuiltImage, RegisterError, RegisterRequest, build_opaque, register};
 use faasnet_origin::{Error, Reference, RetryPolicy, Source, SourceOptions};
 use reqwest::{Client, Method, Response, StatusCode};

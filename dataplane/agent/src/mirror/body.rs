@@ -57,6 +57,18 @@ impl Part {
         self.bytes.is_empty() || self.found.stored.present().contains(self.block(self.bytes.start))
     }
 
+    /// Waits for its first byte, as long as the image is this node's.
+    pub(super) async fn begin(&self, socket: &Socket, mirror: &Mirror) -> Result<(), Cut> {
+        if self.has_begun() {
+            return Ok(());
+        }
+        tokio::select! {
+            biased;
+            () = is_let_go(&mirror.catalogue, &self.found) => Err(Cut::Dropped),
+            waited = self.wait_for(self.block(self.bytes.start), socket, mirror) => waited,
+        }
+    }
+
     /// Sends it whole, waiting for what has not arrived; as long as the image is this node's.
     pub(super) async fn send(&self, socket: &Socket, mirror: &Mirror) -> Result<(), Cut> {
         tokio::select! {

@@ -77,7 +77,7 @@ async fn tell(socket: &Socket, refusal: &Refusal) {
 
 async fn answer(request: Request, socket: &Socket, mirror: &Mirror) -> Result<(), Cut> {
     let Request { head_only, range, if_range, keep_alive, wish } = request;
-    let answered = match wish {
+    let mut answered = match wish {
         Ok(Wish::Version) => Ok((Head::new(200, DOCUMENT, 2), Body::Document(b"{}".to_vec()))),
         Ok(Wish::Manifest(reference)) => manifest(&reference, mirror).await,
         Ok(Wish::Blob(repository, digest)) => {
@@ -87,6 +87,16 @@ async fn answer(request: Request, socket: &Socket, mirror: &Mirror) -> Result<()
         }
         Err(refusal) => Err(refusal),
     };
+    // Nothing is promised before its first byte is here: after a 404 a runtime goes to the registry and tells what that says, of an answer
+    // that breaks off only that it did.
+    if let (Ok((_, Body::Blob(part))), false) = (&answered, head_only)
+        && let Err(cut) = part.begin(socket, mirror).await
+    {
+        match cut {
+            Cut::Client(_) => return Err(cut),
+            _ => answered = Err(refuse(404, "BLOB_UNKNOWN", cut.to_string())),
+        }
+    }
     let (head, body) = answered.unwrap_or_else(|refusal| {
         let (head, document) = refused(&refusal);
         mirror.counters.refused();

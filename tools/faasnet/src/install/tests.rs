@@ -72,6 +72,30 @@ const DAEMON: &str = "/etc/docker/daemon.json";
 const PODMAN: &str = "/etc/containers/registries.conf.d/50-faasnet.conf";
 const DEBIANS: &str = "version = 2\n\n[plugins]\n  [plugins.\"io.containerd.grpc.v1.cri\"]\n    [plugins.\"io.containerd.grpc.v1.cri\".cni]\n      bin_dir = \"/usr/lib/cni\" # Debian's\n";
 
+/// What people write: comments, tabs, odd places, no last line break.
+const BY_HAND: [(Runtime, &str, &str, &str); 5] = [
+    (
+        Runtime::Containerd,
+        "containerd",
+        CONFIG,
+        "# by hand\nversion=2 # old\n[plugins.\"io.containerd.grpc.v1.cri\"]\n\tsandbox_image = 'pause:3.9'\n\n\n[metrics]\naddress = \"\"",
+    ),
+    (
+        Runtime::Podman,
+        "podman --registry r.example",
+        "/etc/containers/registries.conf",
+        "# by hand\nunqualified-search-registries=['docker.io' , \"quay.io\"]\n[[registry]]\n\tprefix='q.example'\n\tlocation = 'other.example/q'",
+    ),
+    (
+        Runtime::Podman,
+        "podman",
+        "/etc/containers/registries.conf.d/00-mine.conf",
+        "[aliases]\n  \"x\" = \"r.example/x\" # mine",
+    ),
+    (Runtime::Docker, "docker", DAEMON, "{\"debug\":true ,\n\t\"registry-mirrors\":[ ]}"),
+    (Runtime::Docker, "docker", DAEMON, ""),
+];
+
 /// Hosts as they are found, and how each runtime is installed on them.
 fn worlds() -> Vec<(Runtime, &'static str, World)> {
     let docker = World::with(&[(DAEMON, "{\n  \"z\": 1,\n  \"registry-mirrors\": [\"https://a\"],\n  \"a\": {}\n}\n")]);
@@ -79,7 +103,8 @@ fn worlds() -> Vec<(Runtime, &'static str, World)> {
         "# mine\nversion = 3\n[plugins.'io.containerd.cri.v1.images'.registry]\n    config_path = ''  # none\n";
     let own_hosts = "server = \"https://r.example\"\n\n[host.\"https://cache\"]\n  capabilities = [\"pull\"]\n";
     let named = "containerd --registry docker.io --registry r.example";
-    vec![
+    let by_hand = BY_HAND.map(|(runtime, line, path, text)| (runtime, line, World::with(&[(path, text)])));
+    let others = vec![
         (Runtime::Containerd, "containerd", World::with(&[])),
         (
             Runtime::Containerd,
@@ -92,7 +117,8 @@ fn worlds() -> Vec<(Runtime, &'static str, World)> {
         (Runtime::Podman, "podman --registry quay.io", World::with(&[("/etc/containers/registries.conf", "# none\n")])),
         (Runtime::Docker, "docker", World::with(&[])),
         (Runtime::Docker, "docker --registry docker.io", docker),
-    ]
+    ];
+    others.into_iter().chain(by_hand).collect()
 }
 
 /// Catches an installation that is not idempotent, a dry run that changes something, and a removal that leaves or loses anything.
@@ -201,8 +227,16 @@ fn edits_since_are_kept_and_our_entry_goes() {
     docker.uninstall(Runtime::Docker);
     assert_eq!(docker.read(DAEMON), "{\"debug\": true, \"registry-mirrors\": [\"https://b\"]}");
 
-    let podman = World::with(&[]);
+    let existing = World::with(&[(DAEMON, "{\n\t\"registry-mirrors\": [\"https://a\"]\n}")]);
+    existing.install("docker").unwrap();
+    existing.write(DAEMON, &existing.read(DAEMON).replace("{\n", "{\n\t\"debug\": true,\n"));
+    existing.uninstall(Runtime::Docker);
+    assert_eq!(existing.read(DAEMON), "{\n\t\"debug\": true,\n\t\"registry-mirrors\": [\"https://a\"]\n}");
+
+    let main = "/etc/containers/registries.conf";
+    let podman = World::with(&[(main, "# none\n")]);
     podman.install("podman").unwrap();
+    podman.write(main, "unqualified-search-registries = [\"quay.io\"]\n");
     let edited = podman.read(PODMAN) + "# mine\n";
     podman.write(PODMAN, &edited);
     assert!(format!("{:#}", podman.install("podman --registry quay.io").unwrap_err()).contains("edited since"));
@@ -210,6 +244,7 @@ fn edits_since_are_kept_and_our_entry_goes() {
     assert!(report.notes[0].contains(".bak"), "{:?}", report.notes);
     assert_eq!(podman.read(&format!("{PODMAN}.bak")), edited);
     assert!(podman.host.read(Path::new(PODMAN)).unwrap().is_none());
+    assert_eq!(podman.read(main), "unqualified-search-registries = [\"quay.io\"]\n");
 }
 
 /// Catches config_path taken from registries that somebody has set up since, and a second installation that forgets the first.

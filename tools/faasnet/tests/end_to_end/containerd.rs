@@ -2,21 +2,24 @@
 
 use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::process::{Child, Command};
+use std::process::{Child, Command, Output};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use crate::common::{DEADLINE, MIB, said_loudly};
 use crate::image_forms::Forms;
+use crate::installed;
 use crate::lab::root;
-use crate::runtime_hosts::{FIRST_REGISTERING, RuntimeHosts, said};
+use crate::runtime_hosts::{EXPIRING, FIRST_REGISTERING, LOGIN, PRIVATE, RuntimeHosts, said};
 
 const HOSTS: usize = 4;
 /// Bytes that no compression makes less, in the images that are disturbed while they arrive.
 const BIG: u64 = 16 * MIB;
 /// A link carries one of those in about two seconds.
 const RATE: &str = "80mbit";
+/// The host that wants what its agent may not read.
+const DENIED: usize = 2;
 
 fn installed() -> bool {
     let missing: Vec<_> = ["containerd", "ctr", "runc", "skopeo", "busybox"]
@@ -40,8 +43,11 @@ async fn unmodified_runtimes_pull_through_the_mirror() {
     }
     let dir = tempfile::tempdir().unwrap();
     let forms = Forms::new(dir.path());
-    for (seed, tag) in ["burst", "killed", "unregistered"].into_iter().enumerate() {
-        forms.plain(tag, seed as u64 + 1, if tag == "unregistered" { 1000 } else { BIG });
+    for (seed, tag) in ["burst", "killed", "expiring"].into_iter().enumerate() {
+        forms.plain(tag, seed as u64 + 1, BIG);
+    }
+    for (seed, tag) in ["unregistered", "private", "denied"].into_iter().enumerate() {
+        forms.plain(tag, seed as u64 + 100, 1000);
     }
     forms.plain("small", 9, 100_000);
     forms.plain("wished", 10, MIB);
@@ -54,8 +60,8 @@ async fn unmodified_runtimes_pull_through_the_mirror() {
     let begun = Instant::now();
     all_at_once(&hosts, &forms);
     step("all at once", begun);
-    agent_dies(&mut hosts).await;
-    step("an agent dies", begun);
+    a_parent_dies(&mut hosts, &forms).await;
+    step("a parent dies", begun);
     disk_is_damaged(&hosts);
     step("a disk is damaged", begun);
     every_form(&hosts, &forms);
@@ -64,6 +70,19 @@ async fn unmodified_runtimes_pull_through_the_mirror() {
     step("skopeo", begun);
     a_miss_is_registered(&hosts, &forms);
     step("a miss", begun);
+    a_wrong_password(&hosts);
+    step("a wrong password", begun);
+    // The controller has read it, and the agents may not. It takes a while until that is certain.
+    hosts.create_of("denied", &hosts.image_at(PRIVATE, "denied"));
+    let nobodys = hosts.pull_from(PRIVATE, DENIED, "denied", &[]).spawn().unwrap();
+    tokens_that_expire(&hosts, &forms);
+    step("tokens that expire", begun);
+    installed::podman(&hosts, &forms);
+    step("podman", begun);
+    installed::docker(&hosts, &forms);
+    step("docker", begun);
+    nobody_may_read(&hosts, nobodys);
+    step("nobody may read", begun);
 }
 
 /// All hosts at the same moment, and nobody provisioned anything: the mirrors join.
@@ -89,27 +108,48 @@ fn all_at_once(hosts: &RuntimeHosts, forms: &Forms) {
     assert!(hosts.metric(0, "faasnet_mirror_refused_total") > 0);
 }
 
-/// An agent is killed while its runtime pulls and, being the first, while it feeds others: its runtime goes on at the registry, the others'
-/// through their mirrors.
-async fn agent_dies(hosts: &mut RuntimeHosts) {
+/// An agent is killed in the middle of a pull, while it feeds another: its runtime goes on at the registry, the others' through their
+/// mirrors, with the bytes that are still missing from somebody else.
+async fn a_parent_dies(hosts: &mut RuntimeHosts, forms: &Forms) {
     hosts.create("killed");
     let already: Vec<u64> = (0..HOSTS).map(|index| hosts.metric(index, "faasnet_mirror_bytes_total")).collect();
+    let nodes: Vec<String> = (0..HOSTS).map(|index| hosts.node_id(index)).collect();
     let pulls: Vec<Child> = (0..HOSTS).map(|index| hosts.pull(index, "killed").spawn().unwrap()).collect();
     let begun = Instant::now();
-    while hosts.metric(0, "faasnet_mirror_bytes_total") < already[0] + BIG / 4 {
-        assert!(begun.elapsed() < DEADLINE, "nothing arrives");
+    let (victim, child) = loop {
+        assert!(begun.elapsed() < DEADLINE, "nobody receives from anybody");
+        let under_way = |index: &usize| hosts.metric(*index, "faasnet_mirror_bytes_total") > already[*index] + BIG / 8;
+        if let Some(found) =
+            (0..HOSTS).filter(under_way).find_map(|child| Some((parent_of(hosts, child, &nodes)?, child)))
+        {
+            break found;
+        }
         tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    hosts.agents[0].kill().await.unwrap();
+    };
+    hosts.agents[victim].kill().await.unwrap();
+    let state = hosts.state(child, "killed").unwrap();
+    assert_eq!(state["state"], "fetching", "the parent died too late: {state}");
+    let sha256 = format!("{}  /big\n", &forms.big_digest("killed")["sha256:".len()..]);
     for (index, pull) in pulls.into_iter().enumerate() {
-        said(&format!("pull on host {index}, after the agent of host 0 died"), pull.wait_with_output().unwrap());
-        assert_eq!(hosts.run(index, "killed", &["/bin/cat", "/greeting"]), "hello from killed\n");
+        said(&format!("pull on host {index}, after the agent of host {victim} died"), pull.wait_with_output().unwrap());
+        assert_eq!(hosts.run(index, "killed", &["/bin/sha256sum", "/big"]), sha256);
     }
-    for (index, already) in already.into_iter().enumerate().skip(1) {
+    for (index, already) in already.into_iter().enumerate().filter(|(index, _)| *index != victim) {
         let sent = hosts.metric(index, "faasnet_mirror_bytes_total") - already;
         assert!(sent >= BIG, "host {index} got only {sent} bytes through its mirror");
+        assert_eq!(hosts.metric(index, "faasnet_mirror_cut_total"), 0, "host {index}'s mirror cut a response");
     }
-    hosts.restart_agent(0).await;
+    let state = hosts.state(child, "killed").unwrap();
+    assert!(state["edges_failed"].as_u64().unwrap() > 0, "the child lost nobody: {state}");
+    hosts.restart_agent(victim).await;
+}
+
+/// The host whose agent feeds that of `child`, which does not have all yet.
+fn parent_of(hosts: &RuntimeHosts, child: usize, nodes: &[String]) -> Option<usize> {
+    let state = hosts.state(child, "killed").filter(|state| state["state"] == "fetching")?;
+    let upstreams = state["upstreams"].as_array()?;
+    let feeding = upstreams.iter().filter(|upstream| upstream["bytes"].as_u64() > Some(0));
+    feeding.filter_map(|upstream| nodes.iter().position(|node| upstream["node_id"] == **node)).next()
 }
 
 /// Bytes on the disk change under a complete image: the mirror notices, the runtime goes to the registry.
@@ -190,6 +230,48 @@ fn a_miss_is_registered(hosts: &RuntimeHosts, forms: &Forms) {
         }
         assert!(begun.elapsed() < DEADLINE, "the tag is not looked up again");
     }
+}
+
+/// The runtime's password is wrong: the registry's word reaches the user, and the right one is all that is missing.
+fn a_wrong_password(hosts: &RuntimeHosts) {
+    let pull = |login: &str| hosts.pull_from(PRIVATE, 0, "private", &["--user", login]).output().unwrap();
+    let refused = hosts.metric(0, "faasnet_mirror_refused_total");
+    denied("the runtime's password is wrong", &pull("me:wrong"));
+    assert!(hosts.metric(0, "faasnet_mirror_refused_total") > refused, "the mirror was not asked");
+    said("the runtime's password is right", pull(LOGIN));
+}
+
+/// The agents' password is wrong, and the runtime has none: it must not hang, and the user must hear why.
+fn nobody_may_read(hosts: &RuntimeHosts, pull: Child) {
+    denied("nobody's password is right", &pull.wait_with_output().unwrap());
+    // With its own it gets what no agent can bring.
+    said(
+        "the runtime's password is right",
+        hosts.pull_from(PRIVATE, DENIED, "denied", &["--user", LOGIN]).output().unwrap(),
+    );
+    let image = hosts.image_at(PRIVATE, "denied");
+    assert_eq!(hosts.run_image(DENIED, &image, &["/bin/cat", "/greeting"]), "hello from denied\n");
+    assert_eq!(hosts.metric(DENIED, "faasnet_mirror_cut_total"), 0, "the mirror promised what it does not have");
+}
+
+fn denied(what: &str, output: &Output) {
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && text.contains("401"), "{what}: {text}");
+}
+
+/// The registry wants a new token every few requests. The runtimes have no password, so all that they get comes through their mirrors.
+fn tokens_that_expire(hosts: &RuntimeHosts, forms: &Forms) {
+    let image = hosts.image_at(EXPIRING, "expiring");
+    hosts.create_of("expiring", &image);
+    let (before, first) = (hosts.tokens(EXPIRING), hosts.metric(0, "faasnet_mirror_bytes_total"));
+    let pulls = [0, 1].map(|index| hosts.pull_from(EXPIRING, index, "expiring", &[]).spawn().unwrap());
+    for (index, pull) in pulls.into_iter().enumerate() {
+        said("a pull without a password", pull.wait_with_output().unwrap());
+        assert_eq!(hosts.run_image(index, &image, &["/bin/cat", "/greeting"]), "hello from expiring\n");
+    }
+    assert!(hosts.metric(0, "faasnet_mirror_bytes_total") - first >= BIG, "it went past the mirror of {image}");
+    let tokens = hosts.tokens(EXPIRING) - before;
+    assert!(tokens > 1, "{tokens} tokens sufficed for {} bytes", forms.blob_bytes("expiring"));
 }
 
 fn files_below(folder: &std::path::Path) -> Vec<std::path::PathBuf> {

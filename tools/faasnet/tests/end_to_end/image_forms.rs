@@ -125,6 +125,24 @@ impl Forms {
         fs::read(self.blob(self.link(tag)["digest"].as_str().unwrap())).unwrap()
     }
 
+    /// The digest of the manifest of `tag`.
+    pub(crate) fn digest(&self, tag: &str) -> String {
+        self.link(tag)["digest"].as_str().unwrap().to_owned()
+    }
+
+    /// The digests of what the layers of `tag` unpack to, as Go prints a list.
+    pub(crate) fn layers(&self, tag: &str) -> String {
+        let manifest: Value = serde_json::from_slice(&self.manifest(tag)).unwrap();
+        let config: Value = self.document(&manifest["config"]);
+        let layers = config["rootfs"]["diff_ids"].as_array().unwrap().iter();
+        format!("[{}]", layers.map(|layer| layer.as_str().unwrap()).collect::<Vec<_>>().join(" "))
+    }
+
+    /// The digest of the file `/big` of a plain image.
+    pub(crate) fn big_digest(&self, tag: &str) -> String {
+        digest::of(&fs::read(self.dir.join(format!("big-{tag}/big"))).unwrap())
+    }
+
     /// Bytes of the blobs of `tag`, each digest once.
     pub(crate) fn blob_bytes(&self, tag: &str) -> u64 {
         let manifest: Value = serde_json::from_slice(&self.manifest(tag)).unwrap();

@@ -21,6 +21,7 @@ mod https;
 mod idle;
 mod image_forms;
 mod images;
+mod installed;
 mod lab;
 mod lab_compare;
 mod lab_report;

@@ -1,5 +1,5 @@
-//! Hosts with a container runtime of their own: each in a network namespace with an agent, its mirror and Debian's containerd, beside a
-//! registry and a controller on hosts of their own.
+//! Hosts with a container runtime of their own: each in a network namespace with an agent, its mirror and Debian's containerd, beside
+//! registries and a controller on hosts of their own. Daemons take the registry for Docker Hub, by an `/etc/hosts` of their own.
 //!
 //! `nsenter --net` and not `ip netns exec`, which would hide the control groups from runc. Everything ends with the fixture.
 
@@ -9,16 +9,27 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use faasnet::cluster::Daemon;
 use faasnet::lab_commands::cluster::enter_command;
 use faasnet::lab_commands::origin_log;
 use faasnet_lab::{Host, LabId, Network, NetworkOptions, leftovers};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::common::{DEADLINE, exe};
 
 /// The registry's port is HTTP's own, so that its name is one path element of the mirror.
-const REGISTRY_PORT: u16 = 80;
+pub(crate) const OPEN: u16 = 80;
+/// This one answers only who logs in as [`LOGIN`]. The controller does; the agents have a wrong password.
+pub(crate) const PRIVATE: u16 = 5000;
+/// Likewise, and the agents know the password; but each token is good for a few requests only.
+pub(crate) const EXPIRING: u16 = 5001;
+/// User and password.
+pub(crate) const LOGIN: &str = "me:right";
+/// What each registry serves.
+const REPOSITORY: &str = "library/layout";
 /// The mirrors of the hosts from this one on register what no function has.
 pub(crate) const FIRST_REGISTERING: usize = 2;
 const CONTROLLER_PORT: u16 = 7400;
@@ -29,7 +40,7 @@ pub(crate) struct RuntimeHosts {
     pub(crate) agents: Vec<Daemon>,
     runtimes: Vec<Runtime>,
     _controller: Daemon,
-    _registry: Daemon,
+    _registries: Vec<Daemon>,
     network: Guard,
     dir: TempDir,
 }
@@ -63,20 +74,36 @@ impl Drop for Runtime {
 }
 
 impl RuntimeHosts {
-    /// `layout` is what the registry serves, as the repository `layout`.
+    /// `layout` is what every registry serves.
     pub(crate) async fn start(hosts: usize, rate: &str, layout: &Path) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let options = NetworkOptions { id: LabId::fresh(), hosts, rate: rate.parse().unwrap(), mtu: None };
         let network = Guard(Network::up(options).unwrap());
         fs::write(dir.path().join("secret"), "0123456789abcdef0123").unwrap();
-        let host = network.0.origin();
-        let mut command = program(host);
-        command.arg("registry").arg(layout).args(["--listen", &format!("{}:{REGISTRY_PORT}", host.address)]);
-        command.arg("--access-log").arg(dir.path().join("requests"));
-        let registry = Daemon::start("registry".into(), command, dir.path()).await.unwrap();
+        let origin = network.0.origin();
+        fs::write(dir.path().join("hosts"), format!("127.0.0.1 localhost\n{} registry-1.docker.io\n", origin.address))
+            .unwrap();
+        for (who, password) in [("controller", "right"), ("agents", "wrong")] {
+            write_logins(&dir.path().join(who), &[(origin, PRIVATE, password), (origin, EXPIRING, "right")]);
+        }
+        let mut registries = Vec::new();
+        for (port, more) in [
+            (OPEN, &[][..]),
+            (PRIVATE, &["--login", LOGIN][..]),
+            (EXPIRING, &["--login", LOGIN, "--token-requests", "4"][..]),
+        ] {
+            let mut command = program(origin, dir.path());
+            command.arg("registry").arg(layout).args(["--name", REPOSITORY]).args(more);
+            command.args(["--listen", &format!("{}:{port}", origin.address)]);
+            command.arg("--access-log").arg(dir.path().join(format!("requests-{port}")));
+            registries.push(Daemon::start(format!("registry-{port}"), command, dir.path()).await.unwrap());
+        }
         let host = network.0.controller();
-        let mut command = program(host);
-        command.arg("controller").args(["--listen", &format!("{}:{CONTROLLER_PORT}", host.address)]);
+        let mut command = program(host, dir.path());
+        command
+            .env("DOCKER_CONFIG", dir.path().join("controller"))
+            .arg("controller")
+            .args(["--listen", &format!("{}:{CONTROLLER_PORT}", host.address)]);
         command.arg("--secret-file").arg(dir.path().join("secret")).arg("--state-dir").arg(dir.path().join("state"));
         command.args(["--tag-ttl-ms", "300"]);
         let controller = Daemon::start("controller".into(), command, dir.path()).await.unwrap();
@@ -84,7 +111,7 @@ impl RuntimeHosts {
             agents: Vec::new(),
             runtimes: Vec::new(),
             _controller: controller,
-            _registry: registry,
+            _registries: registries,
             network,
             dir,
         };
@@ -100,13 +127,18 @@ impl RuntimeHosts {
 
     async fn start_agent(&self, index: usize) -> Daemon {
         let host = self.host(index);
-        let mut command = program(host);
-        command.arg("agent").args(["--name", &host.name, "--listen", &format!("{}:7410", host.address)]);
+        let mut command = program(host, self.dir.path());
+        command.env("DOCKER_CONFIG", self.path("agents")).arg("agent").args([
+            "--name",
+            &host.name,
+            "--listen",
+            &format!("{}:7410", host.address),
+        ]);
         command.arg("--controller").arg(self.controller()).arg("--secret-file").arg(self.path("secret"));
         command.arg("--store-dir").arg(self.store(index));
         if index >= FIRST_REGISTERING {
             command.args(["--mirror-on-miss", "register", "--mirror-register-wait-ms", "60000"]);
-            command.args(["--mirror-plain-http", &self.registry()]);
+            command.args(["--mirror-plain-http", &self.registry(OPEN)]);
         }
         Daemon::start(host.name.clone(), command, self.dir.path()).await.unwrap()
     }
@@ -118,14 +150,6 @@ impl RuntimeHosts {
 
     fn start_runtime(&self, index: usize) -> Runtime {
         let dir = self.path(&format!("containerd{index}"));
-        let registry = self.registry();
-        let hosts = dir.join("hosts").join(&registry);
-        fs::create_dir_all(&hosts).unwrap();
-        let text = format!(
-            "server = \"http://{registry}\"\n[host.\"http://127.0.0.1:7412\"]\n  capabilities = [\"pull\", \"resolve\"]\n\
-             [host.\"http://{registry}\"]\n  capabilities = [\"pull\", \"resolve\"]\n"
-        );
-        fs::write(hosts.join("hosts.toml"), text).unwrap();
         let plugins = [
             "grpc.v1.cri",
             "internal.v1.opt",
@@ -141,10 +165,18 @@ impl RuntimeHosts {
              [ttrpc]\naddress = \"{socket}.ttrpc\"\n",
             disabled.join(", ")
         );
-        fs::write(dir.join("config.toml"), text).unwrap();
+        let config = dir.join("etc/containerd/config.toml");
+        fs::create_dir_all(config.parent().unwrap()).unwrap();
+        fs::write(&config, text).unwrap();
+        let mut install = Command::new(exe());
+        install.args(["install", "containerd", "--root", dir.to_str().unwrap()]);
+        for port in [OPEN, PRIVATE, EXPIRING] {
+            install.args(["--registry", &format!("http://{}", self.registry(port))]);
+        }
+        said("install containerd", install.output().unwrap());
         let log = fs::File::create(dir.join("log")).unwrap();
         let mut command = self.enter(index);
-        command.arg("containerd").arg("--config").arg(dir.join("config.toml"));
+        command.arg("containerd").arg("--config").arg(config);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         Runtime { child: command.spawn().unwrap(), dir }
     }
@@ -170,24 +202,62 @@ impl RuntimeHosts {
 
     /// A pull through the mirror of host `index`.
     pub(crate) fn pull(&self, index: usize, tag: &str) -> Command {
-        let hosts = self.runtimes[index].dir.join("hosts");
-        self.ctr(index, &["images", "pull", "--hosts-dir", hosts.to_str().unwrap(), "--plain-http", &self.image(tag)])
+        self.pull_from(OPEN, index, tag, &[])
+    }
+
+    /// A pull of what the registry at `port` has.
+    pub(crate) fn pull_from(&self, port: u16, index: usize, tag: &str, more: &[&str]) -> Command {
+        let hosts = self.runtimes[index].dir.join("etc/containerd/certs.d");
+        let mut command = self.ctr(index, &["images", "pull", "--hosts-dir", hosts.to_str().unwrap(), "--plain-http"]);
+        command.args(more).arg(self.image_at(port, tag));
+        command
     }
 
     /// Runs `command` in a new container of an image on host `index`; what it says.
     pub(crate) fn run(&self, index: usize, tag: &str, command: &[&str]) -> String {
+        self.run_image(index, &self.image(tag), command)
+    }
+
+    /// The same of an image by its reference.
+    pub(crate) fn run_image(&self, index: usize, image: &str, command: &[&str]) -> String {
         let name = format!("c{index}-{}", faasnet_api::NodeId(faasnet_api::keys::random_bytes()).short());
-        let image = self.image(tag);
-        let arguments = [&["run", "--rm", &image, &name], command].concat();
+        let arguments = [&["run", "--rm", image, &name], command].concat();
         said(&format!("a container on host {index}"), self.ctr(index, &arguments).output().unwrap())
     }
 
     /// Registers the image as the function of the same name.
     pub(crate) fn create(&self, tag: &str) {
+        self.create_of(tag, &self.image(tag));
+    }
+
+    /// Registers an image as the function `name`.
+    pub(crate) fn create_of(&self, name: &str, image: &str) {
         let mut command: Command = enter_command(&self.network.0.controller().namespace).into_std();
         command.arg(exe()).args(["--controller", &self.controller()]).arg("--secret-file").arg(self.path("secret"));
-        command.args(["function", "create", tag, "--plain-http", "--image", &self.image(tag)]);
+        command.args(["function", "create", name, "--plain-http", "--image", image]);
         said("function create", command.output().unwrap());
+    }
+
+    /// The state of a function on host `index`, if its agent answers and knows it.
+    pub(crate) fn state(&self, index: usize, function: &str) -> Option<Value> {
+        let path = format!("/v1/functions/default/{function}");
+        match faasnet_lab::http::get(&self.host(index).namespace, ADMIN, &path) {
+            Ok((200, body)) => Some(serde_json::from_slice(&body).unwrap()),
+            _ => None,
+        }
+    }
+
+    /// The id of node `index`.
+    pub(crate) fn node_id(&self, index: usize) -> String {
+        let (_, body) = faasnet_lab::http::get(&self.host(index).namespace, ADMIN, "/v1/state").unwrap();
+        let state: Value = serde_json::from_slice(&body).unwrap();
+        state["node_id"].as_str().unwrap().to_owned()
+    }
+
+    /// How often the registry at `port` gave out a token.
+    pub(crate) fn tokens(&self, port: u16) -> usize {
+        let log = fs::read_to_string(self.path(&format!("requests-{port}"))).unwrap();
+        log.lines().filter(|line| line.contains(" GET /token ") && line.contains(" 200 ")).count()
     }
 
     /// A number that the metrics of agent `index` show.
@@ -200,7 +270,7 @@ impl RuntimeHosts {
 
     /// Body bytes of blobs that the registry has sent.
     pub(crate) fn origin_bytes(&self) -> u64 {
-        origin_log::read(&self.path("requests")).unwrap().reads.iter().map(|read| read.bytes).sum()
+        origin_log::read(&self.path(&format!("requests-{OPEN}"))).unwrap().reads.iter().map(|read| read.bytes).sum()
     }
 
     /// `program` on host `index`.
@@ -210,14 +280,31 @@ impl RuntimeHosts {
         command
     }
 
-    /// The reference of an image.
-    pub(crate) fn image(&self, tag: &str) -> String {
-        format!("{}/layout:{tag}", self.registry())
+    /// What a script says that runs as root on host `index`, with `/etc`, `/run` and `/var/lib` of its own that go with it, as do all
+    /// processes that it leaves.
+    pub(crate) fn script(&self, index: usize, script: &str) -> String {
+        const PRELUDE: &str = "for dir in /var/lib /run /dev/shm; do mount -t tmpfs none $dir; done\n\
+                               cp -a /etc /var/lib/etc; mount --bind /var/lib/etc /etc\n";
+        let mut command = self.on(index, "unshare");
+        command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "timeout", "100", "sh", "-ec"]);
+        command.arg(format!("{PRELUDE}{script}")).env("faasnet", exe());
+        said(script, command.output().unwrap())
     }
 
-    /// The registry's name.
-    pub(crate) fn registry(&self) -> String {
-        self.network.0.origin().address.to_string()
+    /// The reference of an image.
+    pub(crate) fn image(&self, tag: &str) -> String {
+        self.image_at(OPEN, tag)
+    }
+
+    /// The reference of an image at the registry at `port`.
+    pub(crate) fn image_at(&self, port: u16, tag: &str) -> String {
+        format!("{}/{REPOSITORY}:{tag}", self.registry(port))
+    }
+
+    /// The name of the registry at `port`.
+    pub(crate) fn registry(&self, port: u16) -> String {
+        let address = self.network.0.origin().address;
+        if port == OPEN { address.to_string() } else { format!("{address}:{port}") }
     }
 
     /// The store of agent `index`.
@@ -243,10 +330,23 @@ impl RuntimeHosts {
     }
 }
 
-fn program(host: &Host) -> tokio::process::Command {
+/// Our program on `host`, with the `hosts` file of the fixture's folder.
+fn program(host: &Host, dir: &Path) -> tokio::process::Command {
     let mut command = enter_command(&host.namespace);
-    command.arg(exe());
+    command.args(["unshare", "--mount", "sh", "-c", "mount --bind \"$0\" /etc/hosts && exec \"$@\""]);
+    command.arg(dir.join("hosts")).arg(exe());
     command
+}
+
+/// A Docker configuration in `folder` with a password of [`LOGIN`]'s user for each registry.
+fn write_logins(folder: &Path, logins: &[(&Host, u16, &str)]) {
+    let auths = logins.iter().map(|(host, port, password)| {
+        let auth = STANDARD.encode(format!("me:{password}"));
+        (format!("{}:{port}", host.address), serde_json::json!({ "auth": auth }))
+    });
+    let auths: serde_json::Map<_, _> = auths.collect();
+    fs::create_dir_all(folder).unwrap();
+    fs::write(folder.join("config.json"), serde_json::json!({ "auths": auths }).to_string()).unwrap();
 }
 
 fn socket(dir: &Path) -> String {

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use faasnet_api::{FunctionId, ImageId};
 use faasnet_store::StoredImage;
+use tracing::{Span, debug_span};
 
 use crate::worker::mailbox::{Assignment, FunctionReport, ReportState};
 
@@ -41,6 +42,8 @@ pub(crate) struct Row {
     pub(crate) moved: bool,
     /// Reads by this host's own runtime; counted by the mirror.
     pub(crate) uses: Arc<AtomicU64>,
+    /// From the assignment until all of the image is here, or will not be.
+    pub(crate) arrival: Option<Span>,
 }
 
 /// Where a row stands; see the module's LIFECYCLE.
@@ -138,8 +141,10 @@ impl Table {
         let was_running = old.as_ref().is_some_and(|row| matches!(row.phase, Phase::Running));
         // A failed attempt leaves nothing: neither its report nor a file that may have had the error.
         let old = old.filter(|row| !matches!(row.phase, Phase::Failed(_)));
-        let (stored, report) = old.map(|row| (row.stored, row.report)).unwrap_or_default();
         let image = assignment.image;
+        let (stored, report, arrival) = old
+            .map(|row| (row.stored, row.report, row.arrival))
+            .unwrap_or_else(|| (None, None, Some(debug_span!("arrival", tenant, function = name, %image))));
         assignment.stored.clone_from(&stored);
         // What the store is at may be a look-up that finds nothing; a descriptor in hand is always worth an opening.
         let (phase, decision) = if was_running && (stored.is_some() || !has_descriptor) {
@@ -149,7 +154,8 @@ impl Table {
         } else {
             (Phase::Opening(Box::new(assignment)), Decision::Open)
         };
-        self.rows.insert(function, Row { tenant, name, image, version, phase, stored, report, moved: false, uses });
+        let row = Row { tenant, name, image, version, phase, stored, report, moved: false, uses, arrival };
+        self.rows.insert(function, row);
         decision
     }
 
@@ -177,6 +183,7 @@ impl Table {
         let Some(row) = self.rows.get_mut(&function).filter(|row| row.image == image) else { return false };
         row.phase = Phase::Failed(reason);
         row.stored = None;
+        row.arrival = None;
         true
     }
 
@@ -206,6 +213,9 @@ impl Table {
                 continue;
             }
             row.moved = row.report.as_ref().is_some_and(|last| bytes_moved(last) != bytes_moved(&report));
+            if matches!(report.state, ReportState::Complete | ReportState::Failed(_)) {
+                row.arrival = None;
+            }
             row.report = Some(report);
         }
     }

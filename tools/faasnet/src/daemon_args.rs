@@ -20,6 +20,10 @@ pub struct Common {
     /// Print the settings as they would be used, secrets hidden, and exit
     #[arg(long)]
     pub print_config: bool,
+    /// Send spans to the OpenTelemetry collector there: OTLP by gRPC, without TLS (http://127.0.0.1:4317)
+    #[cfg(feature = "otel")]
+    #[arg(long, env = "FAASNET_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
     /// Stop when standard input ends: a parent process that dies takes this one along
     #[arg(long, hide = true)]
     pub exit_with_stdin: bool,

@@ -36,6 +36,7 @@ pub mod secret;
 pub mod service;
 pub mod settings;
 pub mod sim_commands;
+mod spans;
 pub mod state_commands;
 pub mod tree_view;
 pub mod tune;

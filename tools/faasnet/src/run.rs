@@ -6,9 +6,12 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _};
 
 use crate::cli::{Cli, Command, ImageCommand};
+use crate::spans::Spans;
 use crate::{
     bench_commands, call, certs, daemon, demo, drain, explain, functions, image_commands, install, keys, lab_commands,
     nodes, output, provision, pull, secret, sim_commands, state_commands, tune,
@@ -36,14 +39,19 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn set_up_and_run(cli: Cli) -> Result<ExitCode> {
-    log(&cli)?;
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     if let Command::Agent(_) = cli.command {
         // The agent's data path has threads of its own; the cores of the host are the functions'.
         builder.worker_threads(2);
     }
     let runtime = builder.enable_all().build().context("cannot start threads; is the limit of processes reached?")?;
+    let spans = {
+        let _inside = runtime.enter();
+        Spans::of(&cli.command)?
+    };
+    log(&cli, &spans)?;
     let code = runtime.block_on(dispatch(cli));
+    spans.stop();
     // A blocking read of standard input never ends by itself.
     runtime.shutdown_background();
     code
@@ -98,7 +106,7 @@ fn is_level(directive: &str) -> bool {
     directive.contains(['=', '[']) || levels.iter().any(|level| directive.trim().eq_ignore_ascii_case(level))
 }
 
-fn log(cli: &Cli) -> Result<()> {
+fn log(cli: &Cli, spans: &Spans) -> Result<()> {
     let daemon = matches!(cli.command, Command::Controller(_) | Command::Agent(_) | Command::Registry(_));
     let level =
         cli.global.log.as_deref().filter(|level| !level.is_empty()).unwrap_or(if daemon { "info" } else { "warn" });
@@ -107,12 +115,9 @@ fn log(cli: &Cli) -> Result<()> {
     let filter = filter.with_context(|| {
         format!("--log {level:?} is not a level; write error, warn, info, debug or trace, or module=level,…")
     })?;
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr).with_ansi(stderr().is_terminal());
-    match cli.global.log_json {
-        true => builder.json().init(),
-        false => builder.init(),
-    }
+    let lines = tracing_subscriber::fmt::layer().with_writer(stderr).with_ansi(stderr().is_terminal());
+    let lines = if cli.global.log_json { lines.json().boxed() } else { lines.boxed() };
+    tracing_subscriber::registry().with(spans.layer()).with(lines.with_filter(filter)).init();
     Ok(())
 }
 

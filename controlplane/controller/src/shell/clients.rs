@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
+use tracing::{Instrument as _, Span, debug_span};
 
 use super::owner::{Handle, Latest, Message, Reply, status, stopping};
 use super::registration::Registering;
@@ -85,15 +86,21 @@ impl Control for Clients {
         &self,
         request: Request<v1::ProvisionRequest>,
     ) -> Result<Response<Self::ProvisionStream>, Status> {
-        self.follow(Ask::Provision(request.into_inner()), Reply::Progress, |progress| progress.done).await
+        let request = request.into_inner();
+        let span = debug_span!("provision", tenant = request.tenant, function = request.function);
+        self.follow(span, Ask::Provision(request), Reply::Progress, |progress| progress.done).await
     }
 
     async fn scale(&self, request: Request<v1::ScaleRequest>) -> Result<Response<Self::ScaleStream>, Status> {
-        self.follow(Ask::Scale(request.into_inner()), Reply::Progress, |progress| progress.done).await
+        let request = request.into_inner();
+        let span = debug_span!("scale", tenant = request.tenant, function = request.function);
+        self.follow(span, Ask::Scale(request), Reply::Progress, |progress| progress.done).await
     }
 
     async fn drain(&self, request: Request<v1::DrainRequest>) -> Result<Response<Self::DrainStream>, Status> {
-        self.follow(Ask::Drain(request.into_inner()), Reply::Drain, |progress| progress.done).await
+        let request = request.into_inner();
+        let span = debug_span!("drain", node = request.node);
+        self.follow(span, Ask::Drain(request), Reply::Drain, |progress| progress.done).await
     }
 
     async fn release(&self, request: Request<v1::ReleaseRequest>) -> Result<Response<v1::ReleaseReply>, Status> {
@@ -175,9 +182,10 @@ impl Clients {
         }
     }
 
-    /// Asks for something that takes its time, and passes on how it stands.
+    /// Asks for something that takes its time, and passes on how it stands; `span` ends with it.
     async fn follow<P: Clone + Send + Sync + 'static>(
         &self,
+        span: Span,
         ask: Ask,
         reply: fn(watch::Sender<Latest<P>>) -> Reply,
         is_last: fn(&P) -> bool,
@@ -192,7 +200,7 @@ impl Clients {
         }
         progress.mark_changed();
         let (replies, stream) = mpsc::channel(1);
-        tokio::spawn(forward(self.owner.clone(), id, progress, is_last, replies));
+        tokio::spawn(forward(self.owner.clone(), id, progress, is_last, replies).instrument(span));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 

@@ -77,6 +77,7 @@ impl Registering {
         ReceiverStream::new(stream)
     }
 
+    #[tracing::instrument(name = "register", level = "debug", skip_all, fields(tenant = self.tenant, function = self.name, image = self.registration.reference))]
     async fn run(
         self,
         owner: &Handle,

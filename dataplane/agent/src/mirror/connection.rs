@@ -75,6 +75,7 @@ async fn tell(socket: &Socket, refusal: &Refusal) {
     let _ = socket.send_all(&bytes).await;
 }
 
+#[tracing::instrument(name = "mirror", level = "debug", skip_all, fields(wish = ?request.wish, range = request.range))]
 async fn answer(request: Request, socket: &Socket, mirror: &Mirror) -> Result<(), Cut> {
     let Request { head_only, range, if_range, keep_alive, wish } = request;
     let mut answered = match wish {
@@ -87,8 +88,8 @@ async fn answer(request: Request, socket: &Socket, mirror: &Mirror) -> Result<()
         }
         Err(refusal) => Err(refusal),
     };
-    // Nothing is promised before its first byte is here: after a 404 a runtime goes to the registry and tells what that says, of an answer
-    // that breaks off only that it did.
+    // Nothing is promised before its first byte is here: after a 404 a runtime goes to the registry, where one that has been promised a blob
+    // asks here again when the answer breaks off, and may tell of no more than an unexpected end.
     if let (Ok((_, Body::Blob(part))), false) = (&answered, head_only)
         && let Err(cut) = part.begin(socket, mirror).await
     {

@@ -53,6 +53,7 @@ fn row(stored: &Arc<StoredImage>, state: ReportState) -> Row {
         report: Some(report(function(), image, 1, state)),
         moved: false,
         uses: Arc::default(),
+        arrival: None,
     }
 }
 

@@ -254,6 +254,11 @@ impl RuntimeHosts {
         state["node_id"].as_str().unwrap().to_owned()
     }
 
+    /// What agent `index` has logged.
+    pub(crate) fn log(&self, index: usize) -> String {
+        fs::read_to_string(self.path(&format!("{}.log", self.host(index).name))).unwrap()
+    }
+
     /// How often the registry at `port` gave out a token.
     pub(crate) fn tokens(&self, port: u16) -> usize {
         let log = fs::read_to_string(self.path(&format!("requests-{port}"))).unwrap();

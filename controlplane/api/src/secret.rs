@@ -28,9 +28,9 @@ impl ClusterSecret {
     }
 }
 
-/// Whether a file with a secret can be read by others than its owner: worth a warning. One that cannot be looked at cannot be read either.
+/// Whether a file with a secret can be read by every user of this host: worth a warning. A group may be the daemon's own. One that cannot be looked at cannot be read either.
 pub fn is_read_by_others(path: &Path) -> bool {
-    std::fs::metadata(path).is_ok_and(|data| data.permissions().mode() & 0o044 != 0)
+    std::fs::metadata(path).is_ok_and(|data| data.permissions().mode() & 0o004 != 0)
 }
 
 impl fmt::Debug for ClusterSecret {

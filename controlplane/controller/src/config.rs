@@ -151,7 +151,7 @@ impl Config {
             (Some(secret), None) => secret.clone(),
             (None, Some(path)) => {
                 if faasnet_api::is_read_by_others(path) {
-                    tracing::warn!(file = %path.display(), "others than its owner can read the cluster's secret; chmod 600 it");
+                    tracing::warn!(file = %path.display(), "every user of this host can read the cluster's secret; chmod o= it");
                 }
                 std::fs::read_to_string(path)
                     .with_context(|| format!("cluster_secret_file {} cannot be read", path.display()))?

@@ -1,4 +1,4 @@
-//! Images that runtimes ask for and that no function has, over real gRPC, with a registry that only counts.
+//! Images that runtimes ask for and that no function has, over real gRPC, with a registry that only counts. Who reads them, and who is believed.
 
 #![allow(clippy::unwrap_used)]
 
@@ -145,5 +145,113 @@ async fn a_wish_is_fulfilled_once() {
         }
     }
     assert_eq!(registry.counted(), (3, 1));
+    controller.stop().await;
+}
+
+/// A registry with one image, which agents are to read.
+struct OneImage;
+
+const MANIFEST: &str = r#"{"schemaVersion": 2, "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "size": 10,
+    "digest": "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"}, "layers": []}"#;
+
+fn honest(reference: &str) -> DescriptorParts {
+    DescriptorParts {
+        block_bytes: BLOCK_BYTES,
+        reference: reference.into(),
+        origin: Origin::Registry { base_url: "https://r.example".into(), repository: "app".into(), ranges: true },
+        manifest_media_type: "application/vnd.oci.image.manifest.v1+json".into(),
+        manifest_digest: faasnet_origin::digest::of(MANIFEST.as_bytes()),
+        manifest: MANIFEST.into(),
+        entries: vec![Entry {
+            digest: format!("sha256:{}", "a".repeat(64)),
+            media_type: "application/vnd.oci.image.config.v1+json".into(),
+            len: 10,
+        }],
+        blocks: vec![BlockDigest::of(b"0123456789")],
+    }
+}
+
+impl Registrar for OneImage {
+    fn register<'a>(&'a self, _: Registration, _: Progress<'a>) -> Registered<'a> {
+        Box::pin(async { Err("the controller is not to read it".into()) })
+    }
+
+    fn resolve(&self, _: Registration) -> Resolved<'_> {
+        Box::pin(async { Ok(faasnet_origin::digest::of(MANIFEST.as_bytes())) })
+    }
+}
+
+async fn ordered(agent: &mut FakeAgent) -> v1::ReadImage {
+    match agent.next().await {
+        Some(Command::ReadImage(order)) => order,
+        other => panic!("{other:?} instead of an order to read"),
+    }
+}
+
+async fn bring_up(agent: &FakeAgent, request: u64, parts: DescriptorParts) {
+    let bytes = Descriptor::new(parts).unwrap().encode();
+    let (first, second) = bytes.split_at(bytes.len() / 2);
+    for (part, done) in [(first, false), (second, true)] {
+        let descriptor_part = part.to_vec();
+        agent.say(Event::ImageRead(v1::ImageRead { request, descriptor_part, done, ..Default::default() })).await;
+    }
+}
+
+/// Catches an image that two agents read at once, an order that dies with its agent, a descriptor that is believed though it is not that of the
+/// image or not from whom it was ordered, and a first holder that is not known to have everything.
+#[tokio::test]
+async fn one_agent_at_a_time_reads_and_is_checked() {
+    let state = tempfile::tempdir().unwrap();
+    let controller = Running::start_with(config(state.path()), Arc::new(OneImage)).await;
+    let mut agents = Vec::new();
+    for n in 1..=4 {
+        let mut agent = FakeAgent::attach(&controller, n).await;
+        agent.accepted().await;
+        agents.push(agent);
+    }
+    let reference = "r.example/app:1";
+    let wanted = || v1::ImageWanted {
+        request: 5,
+        reference: reference.into(),
+        register: true,
+        reads: true,
+        ..Default::default()
+    };
+    // One after the other, so that it is known who gets the order.
+    let [mut dies, mut lies, mut honest_one, mut late] = <[FakeAgent; 4]>::try_from(agents).ok().unwrap();
+    dies.say(Event::ImageWanted(wanted())).await;
+    let order = ordered(&mut dies).await;
+    assert_eq!((&*order.reference, &*order.tenant, order.login.is_none()), (reference, "default", true));
+    lies.say(Event::ImageWanted(wanted())).await;
+    // Another agent's word on it counts nothing: if it did, the image would be registered now.
+    bring_up(&lies, order.request, honest(reference)).await;
+    drop(dies);
+    let order = ordered(&mut lies).await;
+    honest_one.say(Event::ImageWanted(wanted())).await;
+    let elsewhere =
+        Origin::Registry { base_url: "https://evil.example".into(), repository: "app".into(), ranges: true };
+    bring_up(&lies, order.request, DescriptorParts { origin: elsewhere, ..honest(reference) }).await;
+    assert!(!answer(&mut lies).await.0);
+    let order = ordered(&mut honest_one).await;
+    lies.say(Event::ImageWanted(wanted())).await;
+    bring_up(&honest_one, order.request, honest(reference)).await;
+    assert!(answer(&mut honest_one).await.0);
+    late.say(Event::ImageWanted(wanted())).await;
+    assert!(answer(&mut late).await.0 && answer(&mut lies).await.0, "everybody else joins");
+    let functions = controller.control().await.list_functions(v1::ListFunctionsRequest {}).await.unwrap().into_inner();
+    let tree = controller.tree(&functions.functions[0].function).await;
+    let complete = |node: &v1::NodeProgress| {
+        node.progress.as_ref().is_some_and(|progress| progress.state() == v1::FunctionState::Complete)
+    };
+    let holders: Vec<_> = tree.nodes.iter().filter(|node| complete(node)).map(|node| node.node_id.clone()).collect();
+    assert_eq!(holders, [honest_one.id.to_vec()]);
+    // What nobody may have, nobody gets: wrong in itself, and remembered.
+    late.say(Event::ImageWanted(v1::ImageWanted { reference: "r.example/app:2".into(), ..wanted() })).await;
+    let order = ordered(&mut late).await;
+    let failure = "blob sha256:… has another digest".to_owned();
+    late.say(Event::ImageRead(v1::ImageRead { request: order.request, failure, ..Default::default() })).await;
+    assert!(!answer(&mut late).await.0);
+    lies.say(Event::ImageWanted(v1::ImageWanted { reference: "r.example/app:2".into(), ..wanted() })).await;
+    assert!(!answer(&mut lies).await.0);
     controller.stop().await;
 }

@@ -1,7 +1,7 @@
-//! The image converter: an OCI image becomes a descriptor, folders become an OCI image, a descriptor becomes a layout again.
+//! OCI images as folders: folders become an image, a descriptor becomes a layout again, and what an image is made of is shown.
 //!
-//! Owned by the controller (registration) and the command line (build, inspect, pull). Registration keeps no blob: images are
-//! streamed through the hashes.
+//! Owned by the command line (build, inspect, pull). How an image becomes a descriptor is `faasnet_origin::register`'s, named here too for
+//! those who build what they register.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]

@@ -89,7 +89,7 @@ pub(crate) fn look_up(path: Option<&Path>, registry: &str) -> Lookup {
         Err(error) => return Lookup::Unusable(format!("{} cannot be read ({error})", path.display())),
     };
     if faasnet_api::is_read_by_others(path) && !WARNED.swap(true, Ordering::Relaxed) {
-        tracing::warn!(file = %path.display(), "others than its owner can read this file with registries' passwords; chmod 600 it");
+        tracing::warn!(file = %path.display(), "every user of this host can read this file with registries' passwords; chmod o= it");
     }
     match serde_json::from_slice::<ConfigFile>(&bytes) {
         Ok(config) => config.look_up(path, registry),
@@ -199,6 +199,18 @@ mod tests {
         let plain = r#"{"auths": {"r": {"username": "me", "password": "a:b"}}, "HttpHeaders": {}}"#;
         assert_eq!(look_up_in(plain, "r"), found);
         assert_eq!(look_up_in(plain, "other"), Lookup::None);
+    }
+
+    /// Catches a host whose own configuration is overruled from afar, and one that gets nothing though it was given something.
+    #[tokio::test]
+    async fn what_was_given_comes_last() {
+        let of = |name: &str| Credentials { username: name.into(), password: "p".into() };
+        let (own, given) = (of("own"), of("given"));
+        assert_eq!(Lookup::Found(own.clone()).ask(None, Some(&given)).await.credentials(), Some(&own));
+        assert_eq!(Lookup::None.ask(None, Some(&given)).await, Lookup::Given(given.clone()));
+        let broken = Lookup::Unusable("why".into());
+        assert_eq!(broken.ask(None, Some(&given)).await, broken, "what the host says wrong is to be mended there");
+        assert_eq!(Lookup::None.ask(None, None).await, Lookup::None);
     }
 
     /// Catches a secret in a message, and a configuration that fails without a word.

@@ -253,7 +253,7 @@ impl Config {
             (Some(secret), None) => secret.0.clone(),
             (None, Some(path)) => {
                 if faasnet_api::is_read_by_others(path) {
-                    tracing::warn!(file = %path.display(), "others than its owner can read the cluster's secret; chmod 600 it");
+                    tracing::warn!(file = %path.display(), "every user of this host can read the cluster's secret; chmod o= it");
                 }
                 std::fs::read_to_string(path)
                     .map_err(|error| invalid(format!("{} cannot be read: {error}", path.display())))?

@@ -14,6 +14,7 @@ use crate::call::CallArgs;
 use crate::certs::CertsCommand;
 use crate::client::{self, Control, DEFAULT_CONTROLLER};
 use crate::daemon_args::{AgentArgs, ControllerArgs};
+use crate::explain::ExplainArgs;
 use crate::install::{InstallArgs, UninstallArgs};
 use crate::keys::KeysCommand;
 use crate::lab_commands::LabCommand;
@@ -354,24 +355,6 @@ pub struct DrainArgs {
 pub struct TreeArgs {
     /// The function's name
     pub function: String,
-    /// Whose it is.
-    #[command(flatten)]
-    pub tenant: Tenant,
-}
-
-/// `faasnet explain`
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  faasnet explain resize               all nodes in one table, the slowest last
-  faasnet explain resize --node web7   one node: who served it, and why not the planned parent")]
-pub struct ExplainArgs {
-    /// The function's name, its image's reference, or the beginning of its image's id
-    #[arg(value_name = "FUNCTION|IMAGE")]
-    pub what: String,
-    /// One node, by its name or id; without it all nodes are listed
-    #[arg(long, value_name = "NAME")]
-    pub node: Option<String>,
     /// Whose it is.
     #[command(flatten)]
     pub tenant: Tenant,

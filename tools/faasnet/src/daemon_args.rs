@@ -71,10 +71,10 @@ pub struct AgentSettings {
     #[arg(long, env = "FAASNET_AGENT_MIRROR_REMOTE", value_name = "BOOL", num_args = 0..=1, require_equals = true,
         default_missing_value = "true")]
     pub mirror_remote: Option<bool>,
-    /// What the mirror does about an image that no function has: send the runtime to the registry, or register it [default: pass]
+    /// What the mirror does about an image that no function has: send the runtime to the registry, or register it, which reads it once into this node's store [default: pass]
     #[arg(long, env = "FAASNET_AGENT_MIRROR_ON_MISS", value_name = "pass|register")]
     pub mirror_on_miss: Option<OnMiss>,
-    /// How long a runtime waits for such a registration before it is sent to the registry [default: 2000]
+    /// How long a runtime waits while another node reads such an image before it is sent to the registry [default: 2000]
     #[arg(long, env = "FAASNET_AGENT_MIRROR_REGISTER_WAIT_MS", value_name = "MS")]
     pub mirror_register_wait_ms: Option<u64>,
     /// A registry (host or host:port) that speaks HTTP without TLS when an image is registered; repeat for more

@@ -2,13 +2,32 @@
 //! planned parent did.
 
 use anyhow::{Result, bail};
+use clap::Args;
 use faasnet_api::v1;
 use serde::Serialize;
 
-use crate::cli::{ExplainArgs, Global};
+use crate::cli::{Global, Tenant};
 use crate::client::{self, Control};
 use crate::output;
 use crate::view::{self, FunctionView, GivenUpView, Names, NodeView, StoryView, TreeView, UpstreamView};
+
+/// `faasnet explain`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  faasnet explain resize               all nodes in one table, the slowest last
+  faasnet explain resize --node web7   one node: who served it, and why not the planned parent")]
+pub struct ExplainArgs {
+    /// The function's name, its image's reference, or the beginning of its image's id
+    #[arg(value_name = "FUNCTION|IMAGE")]
+    pub what: String,
+    /// One node, by its name or id; without it all nodes are listed
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<String>,
+    /// Whose it is.
+    #[command(flatten)]
+    pub tenant: Tenant,
+}
 
 /// A pull that took long, or that is looked at alone, node by node.
 #[derive(Debug, Serialize)]

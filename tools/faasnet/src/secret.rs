@@ -105,7 +105,7 @@ fn password(args: &SetArgs) -> Result<String> {
     match &args.password_file {
         Some(path) => {
             if is_read_by_others(path) {
-                tracing::warn!(file = %path.display(), "others than its owner can read this file with a password; chmod 600 it");
+                tracing::warn!(file = %path.display(), "every user of this host can read this file with a password; chmod o= it");
             }
             let file = fs::File::open(path).with_context(|| format!("{} cannot be read", path.display()))?;
             file.take(MAX_PASSWORD_BYTES).read_to_string(&mut text).context("the password's file is not text")?;

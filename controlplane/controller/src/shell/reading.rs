@@ -66,7 +66,7 @@ impl Readings {
         order: v1::ReadImage,
     ) -> Result<Descriptor, NotRead> {
         let (said, mut heard) = mpsc::channel(QUEUE);
-        let (request, reference, manifest) = (order.request, order.reference.clone(), order.manifest_digest.clone());
+        let (request, asked) = (order.request, v1::ReadImage { login: None, ..order.clone() });
         self.lock().insert(request, Order { session, said });
         let _open = Open { readings: self, request };
         let gone = || NotRead::Here("its agent is gone".into());
@@ -92,7 +92,7 @@ impl Readings {
                 return Err(NotRead::Here("its agent sends a descriptor larger than any can be".into()));
             }
             if read.done {
-                return check(&bytes, &reference, &manifest).map_err(NotRead::Here);
+                return check(&bytes, &asked).map_err(NotRead::Here);
             }
         }
     }
@@ -117,8 +117,9 @@ impl Readings {
     }
 }
 
-fn check(bytes: &[u8], reference: &str, manifest: &str) -> Result<Descriptor, String> {
+fn check(bytes: &[u8], asked: &v1::ReadImage) -> Result<Descriptor, String> {
     let descriptor = Descriptor::parse(bytes).map_err(|error| error.to_string())?;
-    check_claim(&descriptor, reference, manifest).map_err(|why| format!("its agent's descriptor is refused: {why}"))?;
+    check_claim(&descriptor, &asked.reference, asked.plain_http, &asked.manifest_digest)
+        .map_err(|why| format!("its agent's descriptor is refused: {why}"))?;
     Ok(descriptor)
 }

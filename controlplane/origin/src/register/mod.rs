@@ -13,7 +13,7 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use faasnet_api::descriptor::DescriptorParts;
-use faasnet_api::{BLOCK_BYTES, CHUNK_BYTES, Descriptor, DescriptorError, Entry, Geometry};
+use faasnet_api::{BLOCK_BYTES, CHUNK_BYTES, Descriptor, DescriptorError, Entry, Geometry, Origin};
 use tokio::sync::mpsc;
 
 pub use error::RegisterError;
@@ -23,7 +23,7 @@ pub use platform::{Platform, show as show_platform};
 pub use resolve::{ResolvedImage, patiently, resolve};
 
 use crate::manifest::{self, Document, ImageManifest};
-use crate::{Credentials, MAX_MANIFEST_BYTES, Source, digest};
+use crate::{Credentials, MAX_MANIFEST_BYTES, RegistryReference, Source, digest};
 
 /// Parts between reader and hasher: at most a few MiB, so that neither waits for the other's hiccups.
 const PARTS_IN_FLIGHT: usize = 16;
@@ -122,9 +122,19 @@ pub async fn resolve_digest(request: &RegisterRequest) -> Result<String, Registe
 
 /// Whether a descriptor that somebody else made says of an image what its manifest says: all of it but the block digests, which only the
 /// image's bytes could tell. `Err` with what does not fit.
-pub fn check_claim(descriptor: &Descriptor, reference: &str, manifest: &str) -> Result<(), String> {
+pub fn check_claim(descriptor: &Descriptor, reference: &str, plain_http: bool, manifest: &str) -> Result<(), String> {
     if descriptor.reference() != reference {
         return Err(format!("it is of {:?}", descriptor.reference()));
+    }
+    // Elsewhere than at the image's own registry roots would show somebody else their credentials.
+    let at_home = RegistryReference::parse(reference).is_ok_and(|reference| match descriptor.origin() {
+        Origin::Registry { base_url, repository, .. } => {
+            *base_url == reference.base_url(plain_http) && *repository == reference.repository
+        }
+        Origin::Layout { .. } => false,
+    });
+    if !at_home {
+        return Err(format!("it says that roots read {:?}", descriptor.origin()));
     }
     if descriptor.manifest_digest() != manifest || digest::of(descriptor.manifest()) != manifest {
         return Err(format!("its manifest is not {manifest}"));

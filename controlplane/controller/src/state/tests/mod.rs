@@ -9,5 +9,6 @@ mod neighbours;
 mod properties;
 mod restart;
 mod scenarios;
+mod secrets;
 mod trouble;
 mod world;

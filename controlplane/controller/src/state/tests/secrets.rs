@@ -1,0 +1,62 @@
+//! Who is told which password.
+
+use faasnet_api::Origin;
+use faasnet_origin::Credentials;
+use faasnet_tree::Policy;
+
+use super::super::*;
+use super::world::{World, function, node};
+
+fn set(world: &mut World, tenant: &str, registry: &str) -> Result<Answer, Refusal> {
+    let credentials = Credentials { username: "robot".into(), password: "s3cret".into() };
+    let (tenant, registry) = (tenant.into(), registry.into());
+    world.ask(Ask::SetSecret(Box::new(NewSecret { tenant, registry, credentials })))
+}
+
+/// The nodes that were told a login with their last assignment.
+fn told(world: &World) -> Vec<NodeId> {
+    let knows = |agent: &super::world::Agent| agent.assigned.get(&function("f")).is_some_and(|a| a.login.is_some());
+    world.agents.iter().filter(|(_, agent)| knows(agent)).map(|(id, _)| *id).collect()
+}
+
+/// Catches a password that goes to a node which never reads the origin, to another tenant's, or to nobody; one that stays after it was removed;
+/// one that is lost by a restart, or shown.
+#[test]
+fn only_who_reads_the_origin_is_told() {
+    let mut world = World::new();
+    (0..6).for_each(|n| world.attach(n));
+    let origin = Origin::Registry { base_url: "https://r.example".into(), repository: "app".into(), ranges: true };
+    world.create_from("f", Policy::Complete, origin).unwrap();
+    world.provision("f", 6, &[]).unwrap();
+    assert_eq!(told(&world), []);
+    set(&mut world, "acme", "r.example").unwrap();
+    set(&mut world, "default", "other.example").unwrap();
+    assert_eq!(told(&world), [], "another tenant's, and of another registry");
+    set(&mut world, "", "https://R.example/").unwrap();
+    let leaders = world.state.functions[&function("f")].leaders()[0];
+    let mut wanted = vec![leaders.0.unwrap(), leaders.1.unwrap()];
+    wanted.sort();
+    assert_eq!(told(&world), wanted, "root and heir");
+    let root = (0..6).find(|n| node(*n) == leaders.0.unwrap()).unwrap();
+    world.release("f", &[root]).unwrap();
+    world.check();
+    let leaders = world.state.functions[&function("f")].leaders()[0];
+    assert!(told(&world).contains(&leaders.0.unwrap()) && told(&world).contains(&leaders.1.unwrap()));
+    world.restart_controller();
+    let Answer::Secrets(listed) = world.ask(Ask::ListSecrets).unwrap() else { panic!() };
+    let names: Vec<_> = listed.secrets.iter().map(|s| (&*s.tenant, &*s.registry, &*s.username)).collect();
+    let all = [("acme", "r.example"), ("default", "other.example"), ("default", "r.example")];
+    assert_eq!(names, all.map(|(tenant, registry)| (tenant, registry, "robot")));
+    assert!(
+        !format!("{:?}", world.ask(Ask::FindLogin { tenant: "acme".into(), reference: "r.example/a:1".into() }))
+            .contains("s3cret")
+    );
+    let remove = |registry: &str| Ask::RemoveSecret { tenant: String::new(), registry: registry.into() };
+    (1..6).for_each(|n| world.attach(n));
+    world.ask(remove("r.example")).unwrap();
+    assert_eq!(told(&world), []);
+    assert!(world.ask(remove("r.example")).unwrap_err().message.contains("secret list"));
+    for bad in ["", "a b", "\n", "r.example?x"] {
+        assert!(set(&mut world, "", bad).is_err(), "{bad:?}");
+    }
+}

@@ -38,3 +38,22 @@ impl fmt::Debug for ClusterSecret {
         f.write_str("ClusterSecret(…)")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Catches a warning about a file that is as it should be, and none about one that everybody can read.
+    #[test]
+    fn only_what_everybody_can_read_is_worth_a_warning() {
+        let path = std::env::temp_dir().join(format!("faasnet-secret-{}", std::process::id()));
+        std::fs::write(&path, "secret").unwrap();
+        let warns = [0o600, 0o640, 0o644].map(|mode| {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            is_read_by_others(&path)
+        });
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(warns, [false, false, true]);
+        assert!(!is_read_by_others(&path), "there is none");
+    }
+}

@@ -23,7 +23,7 @@ use crate::link::WorkerLink;
 use crate::memory::Memory;
 use crate::mirror::{self, Door};
 use crate::node_key;
-use crate::reading::Readings;
+use crate::reading::{Progress, Readings};
 use crate::session::{Session, Standing};
 use crate::trust::Trust;
 use crate::view::Identity;
@@ -117,12 +117,7 @@ impl<W: WorkerLink> Parts<W> {
         let progress = readings.progress();
         let kept = Kept { node_key, store, memory, keys, sources, readings };
         let control = Control::new(identity, kept, worker, channels);
-        let misses = mirror::Misses {
-            on_miss: config.mirror_on_miss,
-            register_wait: Duration::from_millis(config.mirror_register_wait_ms),
-            plain_http: Arc::new(config.mirror_plain_http.clone()),
-            reading: progress,
-        };
+        let misses = misses(config, progress);
         Ok(Self { control, session, feed, admin, mirror, misses, shared })
     }
 
@@ -196,6 +191,15 @@ fn finish(images: &[Arc<StoredImage>]) -> anyhow::Result<()> {
         image.finish().with_context(|| format!("image {} could not be synced", image.descriptor().id()))?;
     }
     Ok(())
+}
+
+fn misses(config: &Config, reading: Progress) -> mirror::Misses {
+    mirror::Misses {
+        on_miss: config.mirror_on_miss,
+        register_wait: Duration::from_millis(config.mirror_register_wait_ms),
+        plain_http: Arc::new(config.mirror_plain_http.clone()),
+        reading,
+    }
 }
 
 /// The address by which others reach this node; port 0 stands for the one that is bound. May ask the resolver.

@@ -114,7 +114,11 @@ impl Progress {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        self.progress.lock().remove(&self.name);
+        let mut all = self.progress.lock();
+        // Not that of a later order for the same image.
+        if all.get(&self.name).is_some_and(|bytes| Arc::ptr_eq(bytes, &self.bytes)) {
+            all.remove(&self.name);
+        }
     }
 }
 

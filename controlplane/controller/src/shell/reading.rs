@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use faasnet_api::Descriptor;
 use faasnet_api::descriptor::MAX_DESCRIPTOR_BYTES;
+use faasnet_api::v1::event::Event;
 use faasnet_api::v1::{self, Command, ImageRead};
 use faasnet_origin::register::check_claim;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tonic::Status;
 
-use crate::state::SessionId;
+use crate::state::{SessionId, tame};
 
 /// An agent says every second that it is at it. After so long a silence somebody else is asked.
 const SILENCE: Duration = Duration::from_secs(10);
@@ -99,6 +100,10 @@ impl Readings {
 
     /// What an agent says; of another agent's order, or of one that is over, nothing is heard.
     pub(crate) async fn heard(&self, session: SessionId, read: ImageRead) {
+        let mut event = Event::ImageRead(read);
+        // What it says goes into the log, and to other agents.
+        tame(&mut event);
+        let Event::ImageRead(read) = event else { return };
         let said =
             self.lock().get(&read.request).filter(|order| order.session == session).map(|order| order.said.clone());
         if let Some(said) = said {

@@ -53,6 +53,7 @@ pub use migrate::{Records, SCHEMA, migrate};
 pub use names::function_name;
 pub use records::{Key, RestoreError};
 pub use settings::Settings;
+pub(crate) use words::tame;
 
 use function::Function;
 use keys::Keyring;

@@ -40,7 +40,7 @@ pub(super) fn version(text: &str) -> String {
 }
 
 /// Cuts what an event says.
-pub(super) fn tame(event: &mut Event) {
+pub(crate) fn tame(event: &mut Event) {
     match event {
         Event::Heartbeat(heartbeat) => heartbeat.functions.iter_mut().for_each(tame_progress),
         Event::EdgeFailed(failed) => cut(&mut failed.reason, REASON_BYTES),

@@ -35,7 +35,7 @@ pub(crate) enum Message {
 /// Something that the controller sends.
 #[derive(Debug)]
 pub(crate) enum Effect {
-    Send(Host, SessionId, Command),
+    Send(Host, SessionId, Box<Command>),
     Close(Host, SessionId),
     Probe(NodeId, ProbeId),
 }
@@ -173,6 +173,7 @@ impl Control {
                 },
                 Output::Send { session, command } => {
                     self.commands += 1;
+                    let command = Box::new(command);
                     effects.extend(self.sessions.get(&session).map(|host| Effect::Send(*host, session, command)));
                 }
                 Output::Close { session, .. } => {

@@ -103,7 +103,7 @@ impl Cluster {
             match effect {
                 Effect::Send(host, session, command) => {
                     self.note_sent(host, &command);
-                    self.net.agenda.after(way, Event::Command { host, session, command: Box::new(command) });
+                    self.net.agenda.after(way, Event::Command { host, session, command });
                 }
                 Effect::Close(host, session) => {
                     if self.nodes[host].session == Some(session) {

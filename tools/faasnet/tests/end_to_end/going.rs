@@ -81,7 +81,7 @@ async fn a_function_goes_up_and_down_and_a_lying_disk_is_found() {
     assert!(left.len() == 2 && !left.contains(&drained), "{left:?}");
     lab.wait_verified(&function, left.iter().copied()).await;
     let refused = app(&["provision", "app", "--nodes", &name]).unwrap_err();
-    assert!(refused.contains("--undo"), "{refused}");
+    assert!(refused.contains("with undo"), "{refused}");
     assert_eq!(ask(&lab, &["drain", &name, "--undo"]).unwrap()["node"]["draining"], false);
     app(&["scale", "app", "1"]).unwrap();
     eventually("one is left", async || holders(&lab).await.len() == 1).await;

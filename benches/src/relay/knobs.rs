@@ -32,7 +32,7 @@ pub struct Knobs {
     /// Of our worker: a kernel thread for submissions, and when it sleeps.
     pub sqpoll_idle_ms: Option<u32>,
     /// Of our worker: buffers on huge pages.
-    pub huge_pages: bool,
+    pub huge_pages: Option<bool>,
     /// Of our worker: how many buffers it has.
     pub buffers: Option<usize>,
     /// Of our worker: how it writes what it keeps.
@@ -87,7 +87,7 @@ impl Knobs {
             "congestion" => self.congestion = (!default).then(|| value.to_owned()),
             "rmem" => self.rmem_bytes = number(key, value, 4_096, 1 << 30)?,
             "wmem" => self.wmem_bytes = number(key, value, 4_096, 1 << 30)?,
-            "single-packets" => self.single_packets = switch(key, value)?,
+            "single-packets" => self.single_packets = !default && switch(key, value)?,
             "block-bytes" => {
                 self.block_bytes = number(key, value, 4_096, 256 << 10)?;
                 ensure!(self.block_bytes.is_none_or(u32::is_power_of_two), "block-bytes={value} is not a power of two");
@@ -95,7 +95,8 @@ impl Knobs {
             "pipe-bytes" => self.pipe_bytes = number(key, value, 4_096, 64 << 20)?,
             "busy-poll" => self.busy_poll_us = number(key, value, 0, 10_000)?.filter(|us| *us > 0),
             "sqpoll" => self.sqpoll_idle_ms = number(key, value, 0, 60_000)?.filter(|ms| *ms > 0),
-            "huge-pages" => self.huge_pages = switch(key, value)?,
+            "huge-pages" if default => self.huge_pages = None,
+            "huge-pages" => self.huge_pages = Some(switch(key, value)?),
             "buffers" => self.buffers = number(key, value, 8, 4096)?,
             "store-write" if default => self.store_write = WriteMode::default(),
             "store-write" => self.store_write = value.parse().map_err(anyhow::Error::msg)?,
@@ -121,7 +122,7 @@ impl Knobs {
             ("pipe-bytes", self.pipe_bytes.is_some()),
             ("busy-poll", self.busy_poll_us.is_some()),
             ("sqpoll", self.sqpoll_idle_ms.is_some()),
-            ("huge-pages", self.huge_pages),
+            ("huge-pages", self.huge_pages.is_some()),
             ("buffers", self.buffers.is_some()),
             ("store-write", self.store_write != WriteMode::default()),
         ];
@@ -170,7 +171,7 @@ fn number<T: FromStr + PartialOrd + std::fmt::Display>(key: &str, text: &str, le
 fn switch(key: &str, text: &str) -> Result<bool> {
     match text {
         "on" | "true" | "1" => Ok(true),
-        "off" | "false" | "0" | "default" => Ok(false),
+        "off" | "false" | "0" => Ok(false),
         _ => bail!("{key}={text} is neither on nor off"),
     }
 }
@@ -207,8 +208,8 @@ mod tests {
             assert!(text.parse::<Sweep>().is_err(), "{text}");
         }
         let sweep: Sweep = "mtu=1500, 9000".parse().unwrap();
-        let values = sweep.over(&Knobs { huge_pages: true, ..Knobs::default() }).unwrap();
-        assert_eq!(values[1].1, Knobs { mtu: Some(9000), huge_pages: true, ..Knobs::default() });
+        let values = sweep.over(&Knobs { huge_pages: Some(false), ..Knobs::default() }).unwrap();
+        assert_eq!(values[1].1, Knobs { mtu: Some(9000), huge_pages: Some(false), ..Knobs::default() });
         assert_eq!(values.len(), 2);
     }
 }

@@ -126,7 +126,7 @@ pub struct Config {
     /// Poll the network cards for this long before sleeping; by default not at all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub busy_poll_us: Option<u32>,
-    /// Put the block buffers on huge pages.
+    /// Put the block buffers on huge pages, where the host has them.
     pub huge_pages: bool,
 }
 
@@ -213,7 +213,7 @@ impl Default for Config {
             rate_limit_mbit: None,
             sqpoll_idle_ms: None,
             busy_poll_us: None,
-            huge_pages: false,
+            huge_pages: true,
         }
     }
 }

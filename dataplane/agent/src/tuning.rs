@@ -19,7 +19,7 @@ pub struct Tuning {
     pub driver: DriverOptions,
     /// Another driver than the engine's own, for comparisons.
     pub driver_kind: Option<DriverKind>,
-    /// Buffers on huge pages.
+    /// Buffers on huge pages, where the host has them: then a block is one or two parts for the disk, not 65.
     pub huge_pages: bool,
     /// Of the pipe that each child gets, and of the one through which blocks pass.
     pub pipe_bytes: usize,
@@ -49,7 +49,7 @@ impl Default for Tuning {
             pin: None,
             driver: DriverOptions::default(),
             driver_kind: None,
-            huge_pages: false,
+            huge_pages: true,
             pipe_bytes: PIPE_BYTES,
             limit_bytes_per_second: None,
         }

@@ -271,3 +271,25 @@ fn more_than_the_queues_hold_is_not_lost() {
         assert_eq!(file.metadata().unwrap().len(), 9000 * 64);
     });
 }
+
+/// Catches writes that are all kept for the end of a long turn: the disk is idle until then, and gives every buffer back at once.
+#[test]
+fn a_long_turn_does_not_hold_its_writes_back() {
+    let arena = Arena::new(8, PAYLOAD).unwrap();
+    let Some(mut driver) = new_driver(DriverKind::Uring, &arena) else { return };
+    let file = Arc::new(tempfile::tempfile().unwrap());
+    for index in 0..4 {
+        let mut lease = arena.take().unwrap();
+        lease.fill(index as u8 + 1);
+        let range = HEADROOM_BYTES..HEADROOM_BYTES + PAYLOAD;
+        driver.write(&file, lease.freeze(), range, index * PAYLOAD as u64, Token(index));
+    }
+    // The file is asked and not the driver, whose wait would submit them.
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let mut last = [0];
+    while file.read_at(&mut last, 4 * PAYLOAD as u64 - 1).unwrap() == 0 || last != [4] {
+        assert!(Instant::now() < deadline, "nothing is written before the wait");
+        std::thread::yield_now();
+    }
+    assert_eq!(wait_for(&mut driver, 4).len(), 4);
+}

@@ -148,7 +148,7 @@ pub struct KnobArgs {
     /// A kernel thread takes submissions and sleeps after so long, in our engines; 0 = none [default: 0]
     #[arg(long, value_name = "MS")]
     pub sqpoll: Option<String>,
-    /// Buffers on huge pages, in our engines
+    /// Buffers on huge pages, in our engines [default: on]
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "on", value_name = "on|off")]
     pub huge_pages: Option<String>,
     /// Buffers of a block each, in our engines [default: 24]

@@ -156,7 +156,7 @@ pub struct AgentSettings {
     /// Poll the network cards for this long before sleeping [default: do not]
     #[arg(long, env = "FAASNET_AGENT_BUSY_POLL_US", value_name = "US", help_heading = TUNING)]
     pub busy_poll_us: Option<u32>,
-    /// Put the block buffers on huge pages [default: false]
+    /// Put the block buffers on huge pages, where the host has them [default: true]
     #[arg(long, env = "FAASNET_AGENT_HUGE_PAGES", value_name = "BOOL", num_args = 0..=1, require_equals = true,
         default_missing_value = "true", help_heading = TUNING)]
     pub huge_pages: Option<bool>,

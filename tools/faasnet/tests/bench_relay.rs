@@ -77,7 +77,7 @@ fn a_sweep_has_rows_for_every_value() {
     let folder = tempfile::tempdir().unwrap();
     let svg = folder.path().join("sweep.svg");
     let rows = "splice,copy-256k";
-    let knobs = ["--engine", rows, "--mode", "keep", "--sweep", "block-bytes=65536,default", "--huge-pages"];
+    let knobs = ["--engine", rows, "--mode", "keep", "--sweep", "block-bytes=65536,default", "--huge-pages=off"];
     let output = bench(&[&knobs[..], &["--svg", svg.to_str().unwrap(), "--json"]].concat());
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();

@@ -5,6 +5,7 @@ use std::hint::black_box;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, ensure};
@@ -15,7 +16,9 @@ use super::{Job, Ledger, Relay};
 
 pub(super) struct CopyRelay {
     port: u16,
-    thread: JoinHandle<Result<Ledger>>,
+    thread: Option<JoinHandle<Result<Ledger>>>,
+    /// The file without a name ends with the relay.
+    _kept: Option<Arc<File>>,
 }
 
 /// Hashing goes by this much, while it is in cache.
@@ -33,14 +36,15 @@ impl CopyRelay {
                 let file = tempfile::tempfile_in(&job.folder).context("cannot make a file")?;
                 // As the store does it.
                 faasnet_ring::file::preallocate(&file, expected)?;
-                Some(file)
+                Some(Arc::new(file))
             }
         };
-        let thread = std::thread::spawn(move || {
+        let kept = file.clone();
+        let thread = Some(std::thread::spawn(move || {
             let (upstream, children) = meet(&job, &listener)?;
-            relay(upstream, &children, file.as_ref(), job.mode, buffer_bytes, expected)
-        });
-        Ok(Self { port, thread })
+            relay(upstream, &children, file.as_deref(), job.mode, buffer_bytes, expected)
+        }));
+        Ok(Self { port, thread, _kept: kept })
     }
 }
 
@@ -49,8 +53,9 @@ impl Relay for CopyRelay {
         self.port
     }
 
-    fn finish(self: Box<Self>) -> Result<Ledger> {
-        self.thread.join().map_err(|_| anyhow::anyhow!("the copy loop panicked"))?
+    fn finish(&mut self) -> Result<Ledger> {
+        let thread = self.thread.take().context("finished twice")?;
+        thread.join().map_err(|_| anyhow::anyhow!("the copy loop panicked"))?
     }
 }
 

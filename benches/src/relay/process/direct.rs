@@ -9,18 +9,18 @@ use super::super::sink::discard;
 use super::{Job, Ledger, Relay};
 
 pub(super) struct DirectRelay {
-    thread: JoinHandle<Result<Ledger>>,
+    thread: Option<JoinHandle<Result<Ledger>>>,
 }
 
 impl DirectRelay {
     pub(super) fn start(job: &Job) -> Result<Self> {
         let stream = job.stream()?;
         let upstream = TcpStream::connect(job.origin).context("cannot connect to the origin")?;
-        let thread = std::thread::spawn(move || {
+        let thread = Some(std::thread::spawn(move || {
             let mut scratch = vec![0; stream.frame_bytes()];
             (0..stream.frames()).try_for_each(|_| discard(&upstream, &mut scratch))?;
             Ok(Ledger { upstream_bytes: stream.wire_bytes(), copied_bytes: 0 })
-        });
+        }));
         Ok(Self { thread })
     }
 }
@@ -30,7 +30,8 @@ impl Relay for DirectRelay {
         0
     }
 
-    fn finish(self: Box<Self>) -> Result<Ledger> {
-        self.thread.join().map_err(|_| anyhow::anyhow!("the child panicked"))?
+    fn finish(&mut self) -> Result<Ledger> {
+        let thread = self.thread.take().context("finished twice")?;
+        thread.join().map_err(|_| anyhow::anyhow!("the child panicked"))?
     }
 }

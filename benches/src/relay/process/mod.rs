@@ -99,8 +99,9 @@ enum Word {
 trait Relay {
     /// Where children connect to.
     fn port(&self) -> u16;
-    /// Waits until everything is passed on and kept.
-    fn finish(self: Box<Self>) -> Result<Ledger>;
+    /// Waits until everything is passed on and kept. What was kept is removed when the relay is dropped: removing a file of a GiB takes a
+    /// file system that discards what it frees longer than a tenth of a second, and is no part of relaying. Called once.
+    fn finish(&mut self) -> Result<Ledger>;
 }
 
 /// The whole life of a relay process; `job` is its only argument. Ends when its standard input does.
@@ -117,7 +118,7 @@ pub fn main(job: &str) -> Result<()> {
 fn serve(job: &str) -> Result<()> {
     let job: Job = serde_json::from_str(job).context("this command is started by `faasnet bench relay` only")?;
     environment::pin(&[job.core])?;
-    let relay: Box<dyn Relay> = match job.engine {
+    let mut relay: Box<dyn Relay> = match job.engine {
         ours if ours.is_ours() => Box::new(worker::WorkerRelay::start(&job)?),
         Engine::Copy256K => Box::new(copy::CopyRelay::start(&job, 256 << 10)?),
         Engine::Copy1M => Box::new(copy::CopyRelay::start(&job, 1 << 20)?),
@@ -155,10 +156,14 @@ pub(crate) struct RelayProcess {
     input: ChildStdin,
     words: Receiver<String>,
     port: u16,
+    /// It has said all that it will, and is removing what it kept.
+    is_done: bool,
 }
 
 /// Longer than any run takes.
 const DEADLINE: Duration = Duration::from_secs(300);
+/// Longer than a relay takes to remove what it kept.
+const REMOVAL: Duration = Duration::from_secs(20);
 
 impl RelayProcess {
     pub(crate) fn start(network: &Network, place: Place, job: &Job) -> Result<Self> {
@@ -176,7 +181,7 @@ impl RelayProcess {
             let lines = BufReader::new(output).lines();
             lines.map_while(Result::ok).take_while(|line| sender.send(line.clone()).is_ok()).for_each(drop);
         });
-        let mut process = Self { child, input, words, port: 0 };
+        let mut process = Self { child, input, words, port: 0, is_done: false };
         match process.hear()? {
             Word::Ready(port) => process.port = port,
             other => bail!("the relay's process said {other:?}"),
@@ -205,7 +210,10 @@ impl RelayProcess {
     pub(crate) fn finish(&mut self) -> Result<(f64, Ledger)> {
         writeln!(self.input, "finish").context("the relay's process ended")?;
         match self.hear()? {
-            Word::Done { cpu_s, ledger } => Ok((cpu_s, ledger)),
+            Word::Done { cpu_s, ledger } => {
+                self.is_done = true;
+                Ok((cpu_s, ledger))
+            }
             other => bail!("the relay's process said {other:?}"),
         }
     }
@@ -221,6 +229,8 @@ impl RelayProcess {
 
 impl Drop for RelayProcess {
     fn drop(&mut self) {
+        // Its words end when it does.
+        while self.is_done && self.words.recv_timeout(REMOVAL).is_ok() {}
         // Ignored: it may have ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();

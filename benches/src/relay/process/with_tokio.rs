@@ -12,7 +12,7 @@ use super::{Job, Ledger, Relay};
 
 pub(super) struct TokioRelay {
     port: u16,
-    thread: JoinHandle<Result<Ledger>>,
+    thread: Option<JoinHandle<Result<Ledger>>>,
 }
 
 const BUFFER_BYTES: usize = 256 << 10;
@@ -23,7 +23,7 @@ impl TokioRelay {
         let port = listener.local_addr()?.port();
         let job = job.clone();
         let expected = job.stream()?.wire_bytes();
-        let thread = std::thread::spawn(move || {
+        let thread = Some(std::thread::spawn(move || {
             let (upstream, children) = meet(&job, &listener)?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
@@ -34,7 +34,7 @@ impl TokioRelay {
                 let children = children.into_iter().map(convert).collect::<std::io::Result<Vec<_>>>()?;
                 relay(convert(upstream)?, children, expected).await
             })
-        });
+        }));
         Ok(Self { port, thread })
     }
 }
@@ -44,8 +44,9 @@ impl Relay for TokioRelay {
         self.port
     }
 
-    fn finish(self: Box<Self>) -> Result<Ledger> {
-        self.thread.join().map_err(|_| anyhow::anyhow!("the tokio relay panicked"))?
+    fn finish(&mut self) -> Result<Ledger> {
+        let thread = self.thread.take().context("finished twice")?;
+        thread.join().map_err(|_| anyhow::anyhow!("the tokio relay panicked"))?
     }
 }
 

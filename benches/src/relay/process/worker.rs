@@ -93,7 +93,7 @@ fn tuning(knobs: &Knobs) -> Tuning {
     let default = Tuning::default();
     Tuning {
         driver: DriverOptions { sqpoll_idle_ms: knobs.sqpoll_idle_ms, busy_poll_us: knobs.busy_poll_us },
-        huge_pages: knobs.huge_pages,
+        huge_pages: knobs.huge_pages.unwrap_or(default.huge_pages),
         pipe_bytes: knobs.pipe_bytes.unwrap_or(default.pipe_bytes),
         ..default
     }
@@ -104,7 +104,7 @@ impl Relay for WorkerRelay {
         self.worker.data_address().port()
     }
 
-    fn finish(mut self: Box<Self>) -> Result<Ledger> {
+    fn finish(&mut self) -> Result<Ledger> {
         let worker = &mut self.worker;
         let report = self.runtime.block_on(async { tokio::time::timeout(DEADLINE, complete(worker)).await });
         let report = report.context("the worker did not complete the image")??;

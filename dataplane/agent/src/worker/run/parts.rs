@@ -61,10 +61,11 @@ pub(super) fn arena(buffers: usize, huge_pages: bool) -> anyhow::Result<Arena> {
     let (huge, all) = (arena.huge_bytes(), arena.slots() * arena.slot_bytes());
     match huge >= all {
         true => tracing::info!(bytes = huge, "block buffers lie on huge pages"),
-        false => tracing::warn!(
+        false => tracing::info!(
             huge,
             all,
-            "not all block buffers lie on huge pages; see /sys/kernel/mm/transparent_hugepage/enabled (always or madvise)"
+            "not all block buffers lie on huge pages, so writes have more parts; see /sys/kernel/mm/transparent_hugepage/enabled \
+             (always or madvise)"
         ),
     }
     Ok(arena)

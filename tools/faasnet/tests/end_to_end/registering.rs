@@ -14,6 +14,8 @@ use reqwest::{Response, StatusCode};
 use crate::common::{DEADLINE, Lab, MIB, noise};
 
 const REGISTERS: [&str; 2] = ["--mirror-on-miss", "register"];
+/// Who is not the first is sent on long before the image has been read.
+const HASTY: [&str; 4] = ["--mirror-on-miss", "register", "--mirror-register-wait-ms", "300"];
 /// For those who wait until somebody else has read it.
 const PATIENT: [&str; 4] = ["--mirror-on-miss", "register", "--mirror-register-wait-ms", "60000"];
 
@@ -62,12 +64,20 @@ async fn functions(lab: &Lab) -> usize {
     control.list_functions(v1::ListFunctionsRequest {}).await.unwrap().into_inner().functions.len()
 }
 
-/// Catches an origin that is read twice, once to register an image and once by its roots, and wrong bytes at whoever joins meanwhile.
+/// Catches an origin that is read twice, once to register an image and once by its roots, wrong bytes at whoever joins, and a first runtime that
+/// is sent to the registry though the image is on its way.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_image_is_read_once() {
     let layers = vec![noise(1, 12 * MIB), noise(2, 4 * MIB + 77), vec![]];
     let options = RegistryOptions { rate: Some(16 * MIB), ..RegistryOptions::default() };
-    let lab = Lab::start_with(4, &[("app", layers)], options, &PATIENT).await;
+    let lab = Lab::start_with(4, &[("app", layers)], options, &HASTY).await;
+    let registry = lab.registry.local_addr();
+    let wishes = (0..4).map(|index| ask(&lab, index, registry, "app/manifests/latest"));
+    let answers = futures_util::future::join_all(wishes).await;
+    let statuses: Vec<_> = answers.iter().map(Response::status).collect();
+    assert!(statuses.contains(&StatusCode::OK), "{statuses:?}");
+    assert!(statuses.iter().all(|status| [StatusCode::OK, StatusCode::NOT_FOUND].contains(status)), "{statuses:?}");
+    // By now it is known: everybody joins.
     let pulls = (0..4).map(|index| pull(&lab, index, "app"));
     let pulled = futures_util::future::join_all(pulls).await;
     assert!(pulled.iter().all(|bytes| *bytes == pulled[0] && *bytes > 16 * MIB), "{pulled:?}");

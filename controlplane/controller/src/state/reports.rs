@@ -97,7 +97,7 @@ impl State {
             let epoch = self.held_epoch(progress.term, progress.epoch);
             return self.send_drop(id, node, epoch, false);
         };
-        let image = function.image;
+        let (image, function_bytes) = (function.image, function.image_bytes);
         if progress.state() == v1::FunctionState::Fetching {
             function.moving_ms = Some(now.ms);
         }
@@ -109,8 +109,13 @@ impl State {
             return;
         }
         let (state, failed) = (progress.state(), member.failed);
-        if state == v1::FunctionState::Waiting && member.is_complete() {
-            // It registered the image and is about to open it: known to be there. Else it will say that it fetches, or failed.
+        let is_opening = match state {
+            v1::FunctionState::Waiting => true,
+            v1::FunctionState::Fetching => progress.bytes_present >= function_bytes,
+            _ => false,
+        };
+        if is_opening && member.is_complete() {
+            // It registered the image and is about to open it: that it has all of it is known. Else it will say what it lacks, or why it failed.
             return;
         }
         rates::put(member.progress.as_ref(), now.ms.saturating_sub(member.reported_ms), &mut progress);

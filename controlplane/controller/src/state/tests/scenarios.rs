@@ -297,3 +297,40 @@ fn ten_thousand_nodes_join_in_a_burst() {
     world.check();
     assert!(start.elapsed() < Duration::from_secs(30), "took {:?}", start.elapsed());
 }
+
+/// Catches an origin that is read again, though a node has just read all of it to register the image, because that node is not open for
+/// others yet or is taken for one that fetches.
+#[test]
+fn who_registered_an_image_feeds_those_who_join() {
+    let mut world = World::new();
+    (0..3).for_each(|n| world.attach(n));
+    let registry = Origin::Registry { base_url: "https://r.example".into(), repository: "app".into(), ranges: true };
+    let descriptor = descriptor("r.example/app:1", registry);
+    let bytes = descriptor.geometry().image_bytes();
+    let (tenant, name, holder) = ("default".into(), "f".into(), world.agents[&node(0)].session);
+    let new = NewFunction { tenant, name, policy: Policy::Twin, memory_mib: 0, descriptor, holder };
+    world.ask(Ask::Create(Box::new(new))).unwrap();
+    assert_eq!(world.members("f"), [node(0)]);
+    let reads = |world: &World, n: u32| {
+        world.agents[&node(n)].assigned[&function("f")]
+            .stripes
+            .iter()
+            .any(|plan| is_origin(plan.upstream.as_ref().unwrap()))
+    };
+    for (n, state) in [(1, FunctionState::Waiting), (2, FunctionState::Fetching)] {
+        let assign = world.agents[&node(0)].assigned[&function("f")].clone();
+        let progress = v1::FunctionProgress {
+            function_id: assign.function_id,
+            image_id: assign.image_id,
+            term: assign.term,
+            epoch: assign.epoch,
+            state: state.into(),
+            bytes_present: if state == FunctionState::Fetching { bytes } else { 0 },
+            ..Default::default()
+        };
+        world.hear(0, v1::event::Event::Heartbeat(v1::Heartbeat { functions: vec![progress] }));
+        world.provision("f", 0, &[n]).unwrap();
+        world.check();
+        assert!((1..=n).all(|n| !reads(&world, n)), "a node reads the origin while another has everything");
+    }
+}

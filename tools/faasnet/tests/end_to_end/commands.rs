@@ -118,6 +118,8 @@ fn daemons_say_why_they_do_not_start() {
     let path = |name: &str| dir.path().join(name).display().to_string();
     let secret = path("secret");
     std::fs::write(&secret, "0123456789abcdef").unwrap();
+    // Else there is a warning before the error.
+    std::fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap().to_string();
     let state = path("state");

@@ -110,8 +110,11 @@ impl Outbox {
         self.queue.push_back(Segment::Leased(lease, range));
     }
 
-    /// Queues plain bytes, such as control frames.
+    /// Queues plain bytes, such as control frames. Nothing is not queued: a send that moves nothing looks like a broken file.
     pub(super) fn bytes(&mut self, bytes: Vec<u8>) {
+        if bytes.is_empty() {
+            return;
+        }
         self.queued_bytes += bytes.len();
         self.queue.push_back(Segment::Bytes(bytes, 0));
     }
@@ -264,6 +267,17 @@ mod tests {
     /// More than a socket takes at once.
     const LEN: usize = 4 << 20;
     const BLOCK: BlockIndex = BlockIndex(3);
+
+    /// Catches a child that is cut off because another one's pipe ran full at the end of a frame, so that nothing of it was left for this one.
+    #[test]
+    fn an_empty_rest_is_no_failure() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let mut outbox = Outbox::default();
+        outbox.bytes(Vec::new());
+        outbox.bytes(vec![1]);
+        assert!(matches!(outbox.flush(ours.as_fd(), None), Flushed::Empty));
+        assert_eq!(outbox.sent_bytes(), 1);
+    }
 
     /// Catches a worker that waits for the disk because what was in memory when it was queued has left since, and bytes that are lost or
     /// sent twice where the rest of a frame changes from the file to a buffer.

@@ -1,8 +1,8 @@
 //! The image descriptor: everything that a node must know to receive, verify and serve an image, in one value of known size.
 //!
-//! Its encoding is postcard, whose bytes are canonical for a given value; `ImageId` is BLAKE3 over them, so a descriptor from an
-//! untrusted neighbour is accepted only if it is the one that the controller named. Parsed descriptors are valid: every count and
-//! length in them has been checked.
+//! Its encoding is postcard, whose bytes are canonical for a given value; other bytes that would mean the same are refused. `ImageId` is
+//! BLAKE3 over them, so a descriptor from an untrusted neighbour is accepted only if it is the one that the controller named. Parsed
+//! descriptors are valid: every count and length in them has been checked.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -183,6 +183,10 @@ impl Descriptor {
         if !rest.is_empty() {
             return Err(DescriptorError::Encoding(format!("{} bytes follow the end", rest.len())));
         }
+        // Postcard also reads numbers that are longer than need be: the id would be that of bytes that nobody can encode again.
+        if encode(&body) != bytes {
+            return Err(DescriptorError::Encoding("its bytes are not the only ones that mean it".into()));
+        }
         Self::validate(body, bytes)
     }
 
@@ -326,6 +330,22 @@ mod tests {
             bytes[0] = format;
             assert_eq!(Descriptor::parse(&bytes), Err(DescriptorError::Format(format)));
         }
+    }
+
+    /// Catches bytes that parse, but whose id is not that of the encoding that is stored for them.
+    #[test]
+    fn a_padded_number_is_refused() {
+        let descriptor = sample();
+        let mut bytes = descriptor.encode();
+        // Format and chunk length, then the block length: a varint, whose last byte gets a continuation to nothing.
+        let start = 1 + postcard::to_stdvec(&crate::geometry::CHUNK_BYTES).unwrap().len();
+        let len = postcard::to_stdvec(&crate::BLOCK_BYTES).unwrap().len();
+        bytes[start + len - 1] |= 0x80;
+        bytes.insert(start + len, 0);
+        let (body, rest): (Body, &[u8]) = postcard::take_from_bytes(&bytes).unwrap();
+        assert!(rest.is_empty() && body == descriptor.body, "the padding means the same");
+        assert!(matches!(Descriptor::parse(&bytes), Err(DescriptorError::Encoding(_))));
+        assert!(Descriptor::decode(&bytes, ImageId(*blake3::hash(&bytes).as_bytes())).is_err());
     }
 
     /// Catches an absurd length that would make a node allocate or overflow.

@@ -255,3 +255,37 @@ async fn one_agent_at_a_time_reads_and_is_checked() {
     assert!(!answer(&mut lies).await.0);
     controller.stop().await;
 }
+
+/// Catches an order for a node that may have no image, and agents that one after the other try a registry that has just failed one of them.
+#[tokio::test]
+async fn nobody_is_ordered_in_vain() {
+    let state = tempfile::tempdir().unwrap();
+    let controller = Running::start_with(config(state.path()), Arc::new(OneImage)).await;
+    let mut agents = Vec::new();
+    for n in 1..=3 {
+        let mut agent = FakeAgent::attach(&controller, n).await;
+        agent.accepted().await;
+        agents.push(agent);
+    }
+    let [mut drained, mut first, mut second] = <[FakeAgent; 3]>::try_from(agents).ok().unwrap();
+    let drain = v1::DrainRequest { node: "n1".into(), undo: false };
+    let mut progress = controller.control().await.drain(drain).await.unwrap().into_inner();
+    while progress.message().await.unwrap().is_some() {}
+    let wanted = || v1::ImageWanted {
+        request: 5,
+        reference: "r.example/app:1".into(),
+        register: true,
+        reads: true,
+        ..Default::default()
+    };
+    drained.say(Event::ImageWanted(wanted())).await;
+    assert!(!answer(&mut drained).await.0);
+    first.say(Event::ImageWanted(wanted())).await;
+    let request = ordered(&mut first).await.request;
+    second.say(Event::ImageWanted(wanted())).await;
+    let failure = "the registry does not answer".to_owned();
+    let read = v1::ImageRead { request, failure, here_only: true, of_origin: true, ..Default::default() };
+    first.say(Event::ImageRead(read)).await;
+    assert!(!answer(&mut first).await.0 && !answer(&mut second).await.0);
+    controller.stop().await;
+}

@@ -79,7 +79,7 @@ async fn serve(
         }
     };
     let id = SessionId(owner.number());
-    let wisher = Arc::new(Wisher { session: id, commands: commands.downgrade() });
+    let wisher = Arc::new(Wisher { session: id, commands: commands.downgrade(), ended: end.clone() });
     let session = Session { commands, _end: end.clone().drop_guard() };
     if owner.send(Message::Attach { id, attached, session }).await.is_err() {
         return;

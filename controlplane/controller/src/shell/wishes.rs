@@ -3,7 +3,8 @@
 //! The controller says what a name stands for; the agent that asked reads it, once, into its own store, and is the first to hold it. One agent
 //! at a time has that order: while it is at it the others wait, and when it is gone the next of them gets it. Agents of earlier versions do not
 //! read: for them the controller does. A tag is resolved once per `tag_ttl`; what is wrong with an image is remembered as long. Digests are
-//! never resolved again. Functions that somebody made by name keep the image that they were given.
+//! never resolved again. Functions that somebody made by name keep the image that they were given. For a node that may not have the image
+//! (in quarantine, being drained, full) nothing is looked up, and it gets no order.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,6 +15,7 @@ use faasnet_api::v1::event::Event;
 use faasnet_api::v1::{Command, ImageAnswer, ImageWanted, Login, ReadImage, command};
 use faasnet_origin::Credentials;
 use faasnet_tree::Policy;
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::clients::unexpected;
@@ -24,22 +26,36 @@ use crate::state::{Answer, Ask, Input, KnownImage, NewFunction, NewImage, Sessio
 
 /// Images that are remembered. Beyond that those are forgotten whose time is over, then all that nobody is busy with.
 const MAX_IMAGES: usize = 4096;
+/// Whoever waits for an image that another node reads is answered after so long at the latest. Its runtime has gone on by then.
+const WAITS: Duration = Duration::from_secs(60);
+const WAITED: &str = "another node is still reading the image; ask again later";
 /// The longest part of a function's name that is taken from its image.
 const NAME_BYTES: usize = 80;
+
+/// How long an image counts as not to be had after an agent did not get through to its registry.
+const ORIGIN_PAUSE: Duration = Duration::from_secs(5);
 
 /// When an image was looked at last. Locked by who looks; others wait.
 type Looked = Arc<tokio::sync::Mutex<Option<Look>>>;
 
-/// When it was, and what was wrong.
+/// How long that counts, and what was wrong.
 struct Look {
-    at: Instant,
+    until: Instant,
     failure: Option<Status>,
+}
+
+impl Look {
+    fn counts(&self) -> bool {
+        Instant::now() < self.until
+    }
 }
 
 /// Who wishes: its stream, and the way back to it.
 pub(crate) struct Wisher {
     pub(crate) session: SessionId,
     pub(crate) commands: WeakCommands,
+    /// The stream has ended.
+    pub(crate) ended: CancellationToken,
 }
 
 /// See the module's documentation. Cheap to clone.
@@ -94,9 +110,14 @@ impl Wishes {
         if is_digest && known.function.is_some() {
             return Ok(());
         }
+        able(&known)?;
         let looked = self.entry((known.tenant.clone(), wanted.reference.clone()));
-        let mut looked = looked.lock().await;
-        if let Some(look) = looked.as_ref().filter(|look| look.at.elapsed() < self.tag_ttl) {
+        let mut looked = tokio::select! {
+            looked = looked.lock() => looked,
+            () = wisher.ended.cancelled() => return Err(Status::unavailable("its agent is gone")),
+            () = tokio::time::sleep(WAITS) => return Err(Status::unavailable(WAITED)),
+        };
+        if let Some(look) = looked.as_ref().filter(|look| look.counts()) {
             return look.failure.clone().map_or(Ok(()), Err);
         }
         if wisher.commands.upgrade().is_none() {
@@ -104,19 +125,22 @@ impl Wishes {
         }
         // Whoever looked before may have registered it.
         let known = self.known(wisher, wanted).await?;
+        able(&known)?;
         let done = match &known.function {
             None => self.register(wisher, &known, wanted).await,
             Some(_) if is_digest => Ok(()),
             Some(name) if *name != name_of(&wanted.reference) => Ok(()),
             Some(_) => self.renew(wisher, &known, wanted).await,
         };
-        let failure = match done {
-            Ok(()) => None,
-            Err(NotRead::Image(reason)) => Some(Status::failed_precondition(reason)),
+        let (lasts, failure) = match done {
+            Ok(()) => (self.tag_ttl, None),
+            Err(NotRead::Image(reason)) => (self.tag_ttl, Some(Status::failed_precondition(reason))),
+            // Else all that wait would try, one after the other.
+            Err(NotRead::Origin(reason)) => (ORIGIN_PAUSE.min(self.tag_ttl), Some(Status::unavailable(reason))),
             // The next agent that asks may have more luck.
             Err(NotRead::Here(reason)) => return Err(Status::unavailable(reason)),
         };
-        *looked = Some(Look { at: Instant::now(), failure: failure.clone() });
+        *looked = Some(Look { until: Instant::now() + lasts, failure: failure.clone() });
         failure.map_or(Ok(()), Err)
     }
 
@@ -136,7 +160,8 @@ impl Wishes {
             }
             false => (self.read_here(known, wanted).await?, None),
         };
-        tracing::info!(image = wanted.reference, "registered for a runtime that asked for it");
+        let (node, read) = (&known.node, read_by(wanted));
+        tracing::info!(image = wanted.reference, node, read, "registered for a runtime that asked for it");
         let (tenant, name) = (known.tenant.clone(), name_of(&wanted.reference));
         let new = NewFunction { tenant, name, policy: Policy::Twin, memory_mib: 0, descriptor, holder };
         self.tell(Ask::Create(Box::new(new))).await
@@ -152,12 +177,19 @@ impl Wishes {
             true => (self.read(wisher, known, wanted, digest.clone()).await?, Some(wisher.session)),
             false => (self.read_here(known, wanted).await?, None),
         };
-        tracing::info!(image = wanted.reference, digest, "the tag has moved: its function gets the new image");
+        let (node, read) = (&known.node, read_by(wanted));
+        tracing::info!(
+            image = wanted.reference,
+            digest,
+            node,
+            read,
+            "the tag has moved: its function gets the new image"
+        );
         let (tenant, name) = (known.tenant.clone(), name_of(&wanted.reference));
         self.tell(Ask::Update(Box::new(NewImage { tenant, name, descriptor, at_once: true, holder }))).await
     }
 
-    /// Has the agent that asked read it.
+    /// Has the agent that asked read it, unless something came in between while the name was looked up.
     async fn read(
         &self,
         wisher: &Wisher,
@@ -165,13 +197,19 @@ impl Wishes {
         wanted: &ImageWanted,
         manifest_digest: String,
     ) -> Result<Descriptor, NotRead> {
-        let login = known.login.clone().map(|Credentials { username, password }| Login { username, password });
+        let here = |status: Status| NotRead::Here(status.message().to_owned());
+        let now = self.known(wisher, wanted).await.map_err(here)?;
+        able(&now).map_err(here)?;
+        if now.tenant != known.tenant {
+            return Err(NotRead::Here(format!("node {} has become tenant {:?}'s meanwhile", now.node, now.tenant)));
+        }
+        let login = now.login.map(|Credentials { username, password }| Login { username, password });
         let order = ReadImage {
             request: self.owner.number(),
             reference: wanted.reference.clone(),
             manifest_digest,
             plain_http: wanted.plain_http,
-            tenant: known.tenant.clone(),
+            tenant: now.tenant,
             login,
         };
         self.readings.order(wisher.session, &wisher.commands, order).await
@@ -189,7 +227,7 @@ impl Wishes {
         let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
         if images.len() >= MAX_IMAGES && !images.contains_key(&key) {
             images.retain(|_, looked| match looked.try_lock() {
-                Ok(look) => look.as_ref().is_some_and(|look| look.at.elapsed() < self.tag_ttl),
+                Ok(look) => look.as_ref().is_some_and(Look::counts),
                 Err(_) => true,
             });
             if images.len() >= MAX_IMAGES {
@@ -198,6 +236,16 @@ impl Wishes {
         }
         images.entry(key).or_default().clone()
     }
+}
+
+/// Whether the node may have the image.
+fn able(known: &KnownImage) -> Result<(), Status> {
+    known.obstacle.clone().map_or(Ok(()), |obstacle| Err(Status::failed_precondition(obstacle)))
+}
+
+/// For the log: on whose word the image's block digests rest.
+fn read_by(wanted: &ImageWanted) -> &'static str {
+    if wanted.reads { "by that node" } else { "by the controller" }
 }
 
 fn registration(known: &KnownImage, wanted: &ImageWanted) -> Registration {

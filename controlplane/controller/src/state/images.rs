@@ -9,6 +9,7 @@ use super::State;
 use super::function::Function;
 use super::io::{KnownImage, Now, Output, Refusal, SessionId};
 use super::names::DEFAULT_TENANT;
+use super::placement::Need;
 
 /// The longest name that is looked up: a repository has 255 bytes, a digest 71, and host names end at 253.
 const NAME_BYTES_MAX: usize = 640;
@@ -31,19 +32,27 @@ impl State {
         }
     }
 
-    /// What is known of an image for the tenant of the node behind a stream.
+    /// What is known of an image for the tenant of the node behind a stream, and whether that node may have it.
     pub(super) fn find_image(&self, session: SessionId, reference: &str) -> KnownImage {
         let node = self.sessions.get(&session).and_then(|node| self.nodes.get(node));
         let tenant = node.and_then(|node| node.tenant.clone()).unwrap_or_else(|| DEFAULT_TENANT.into());
         let functions = self.images.get(reference).into_iter().flatten().filter_map(|id| self.functions.get(id));
         let function = functions.into_iter().find(|function| function.tenant == tenant);
+        let room = match (node, function) {
+            (None, _) => Err(Refusal::precondition("its agent is gone")),
+            (Some(node), Some(function)) => self.check_room(function.id, node.id),
+            (Some(node), None) => self.check_need(node, &Need { tenant: &tenant, name: reference, memory_mib: 0 }),
+        };
         KnownImage {
+            node: node.map(|node| self.name_of(&node.id)).unwrap_or_default(),
             function: function.map(|function| function.name.clone()),
             manifest: function.and_then(|function| {
                 let digest = function.image_names.first()?.rsplit_once('@')?.1;
                 Some(digest.to_owned())
             }),
-            login: self.secrets.of_image(&tenant, reference).cloned(),
+            // Not for a node that gets no order to read either.
+            login: room.is_ok().then(|| self.secrets.of_image(&tenant, reference).cloned()).flatten(),
+            obstacle: room.err().map(|refusal| refusal.message),
             tenant,
         }
     }

@@ -132,14 +132,18 @@ pub struct NewSecret {
 /// What is known of an image for one node's tenant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownImage {
+    /// The node, as notes name it.
+    pub node: String,
     /// Whose the node is; a node in the free pool counts as the default tenant's.
     pub tenant: String,
     /// A function of that tenant with that image.
     pub function: Option<String>,
     /// The digest of its manifest.
     pub manifest: Option<String>,
-    /// What is kept of its registry for that tenant.
+    /// What is kept of its registry for that tenant, if the node may have the image.
     pub login: Option<Credentials>,
+    /// Why the node may not have it now.
+    pub obstacle: Option<String>,
 }
 
 /// A client's call.

@@ -24,6 +24,20 @@ pub(super) enum Obstacle {
     Memory,
 }
 
+/// What a function, or one that does not exist yet, asks of a node.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Need<'a> {
+    pub(super) tenant: &'a str,
+    pub(super) name: &'a str,
+    pub(super) memory_mib: u32,
+}
+
+impl Function {
+    fn need(&self) -> Need<'_> {
+        Need { tenant: &self.tenant, name: &self.name, memory_mib: self.memory_mib }
+    }
+}
+
 impl Node {
     /// It holds a function now; its first makes it the tenant's.
     pub(super) fn occupy(&mut self, id: FunctionId, tenant: &str, memory_mib: u32) {
@@ -54,20 +68,20 @@ impl Node {
     }
 
     /// What keeps it from taking one more function, its liveness aside.
-    pub(super) fn obstacle(&self, function: &Function, settings: &Settings) -> Option<Obstacle> {
+    fn obstacle(&self, need: &Need<'_>, settings: &Settings) -> Option<Obstacle> {
         if self.draining {
             return Some(Obstacle::Draining);
         }
         if !self.is_trusted() {
             return Some(Obstacle::Quarantined);
         }
-        if self.tenant.as_ref().is_some_and(|tenant| *tenant != function.tenant) {
+        if self.tenant.as_ref().is_some_and(|tenant| tenant != need.tenant) {
             return Some(Obstacle::OtherTenant);
         }
         if self.functions.len() >= settings.functions_per_node as usize {
             return Some(Obstacle::Full);
         }
-        (self.memory_left_mib(settings) < function.memory_mib.into()).then_some(Obstacle::Memory)
+        (self.memory_left_mib(settings) < need.memory_mib.into()).then_some(Obstacle::Memory)
     }
 }
 
@@ -78,7 +92,12 @@ impl State {
         if known.functions.contains(&id) && function.stays(&node) && known.is_trusted() {
             return Ok(());
         }
-        let Some(obstacle) = known.obstacle(function, &self.settings) else { return Ok(()) };
+        self.check_need(known, &function.need())
+    }
+
+    /// The same for a function that it does not hold.
+    pub(super) fn check_need(&self, known: &Node, need: &Need<'_>) -> Result<(), Refusal> {
+        let Some(obstacle) = known.obstacle(need, &self.settings) else { return Ok(()) };
         let limit = self.settings.functions_per_node;
         let name = &known.name;
         Err(Refusal::precondition(match obstacle {
@@ -98,8 +117,8 @@ impl State {
                 known.memory_left_mib(&self.settings),
                 self.settings.memory_percent,
                 known.memory_mib,
-                function.name,
-                function.memory_mib
+                need.name,
+                need.memory_mib
             ),
             Obstacle::Full | Obstacle::NotLive => format!(
                 "node {name} holds {limit} functions, which is the limit (functions_per_node); release one of them first"
@@ -121,10 +140,9 @@ impl State {
         let short = missing.saturating_sub(returning.len());
         returning.truncate(missing);
         let mut obstacles: BTreeMap<Obstacle, usize> = BTreeMap::new();
-        let mut fitting = Vec::new();
+        let (mut fitting, need) = (Vec::new(), function.need());
         for node in self.nodes.values().filter(|node| !function.wanted.contains_key(&node.id)) {
-            let obstacle =
-                if node.is_live() { node.obstacle(function, &self.settings) } else { Some(Obstacle::NotLive) };
+            let obstacle = if node.is_live() { node.obstacle(&need, &self.settings) } else { Some(Obstacle::NotLive) };
             match obstacle {
                 Some(obstacle) => *obstacles.entry(obstacle).or_default() += 1,
                 None => fitting.push((rank(node, &self.settings), node.id)),

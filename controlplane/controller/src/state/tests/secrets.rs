@@ -60,3 +60,40 @@ fn only_who_reads_the_origin_is_told() {
         assert!(set(&mut world, "", bad).is_err(), "{bad:?}");
     }
 }
+
+/// Catches a node that gets an order to read, and with it a password, though it may have no image: in quarantine, drained, full.
+#[test]
+fn who_may_have_no_image_gets_no_order_and_no_password() {
+    let mut world = World::new();
+    (0..5).for_each(|n| world.attach(n));
+    set(&mut world, "", "r.example").unwrap();
+    let find = |world: &mut World, n: u32| {
+        let (session, reference) = (world.agents[&node(n)].session.unwrap(), "r.example/app:1".into());
+        match world.ask(Ask::FindImage { session, reference }).unwrap() {
+            Answer::Image(known) => known,
+            other => panic!("{other:?}"),
+        }
+    };
+    let known = find(&mut world, 0);
+    assert!(known.obstacle.is_none() && known.login.is_some() && known.node.contains("n0"), "{known:?}");
+    world.create("f", Policy::Complete).unwrap();
+    world.provision("f", 3, &[]).unwrap();
+    let quarantined = world.condemn("f");
+    world.drain(4, false).unwrap();
+    for limit in 0..20 {
+        world.create(&format!("full{limit}"), Policy::Twin).unwrap();
+        if world.provision(&format!("full{limit}"), 0, &[3]).is_err() {
+            break;
+        }
+    }
+    for (n, why) in [(quarantined, "quarantine"), (4, "drained"), (3, "functions_per_node")] {
+        let known = find(&mut world, n);
+        assert!(known.login.is_none(), "{n}");
+        assert!(known.obstacle.as_ref().is_some_and(|reason| reason.contains(why)), "{known:?}");
+    }
+    let session = world.agents[&node(0)].session.unwrap();
+    world.cut(0);
+    let reference = "r.example/app:1".into();
+    let Answer::Image(known) = world.ask(Ask::FindImage { session, reference }).unwrap() else { panic!() };
+    assert!(known.login.is_none() && known.obstacle.is_some(), "its stream has ended");
+}

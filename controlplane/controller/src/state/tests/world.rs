@@ -376,6 +376,23 @@ impl World {
         self.hear(reporter, Event::EdgeFailed(failed));
     }
 
+    /// Brings somebody who feeds another into quarantine by its own disk; answers who.
+    pub(super) fn condemn(&mut self, name: &str) -> u32 {
+        let trees = &self.state.functions[&function(name)].trees;
+        let number = |id: NodeId| u32::from_be_bytes(id.0[..4].try_into().unwrap());
+        let root = trees.root(0).unwrap();
+        let (bad, reporter) = (number(root), number(trees.children(0, &root).next().unwrap()));
+        let function_id = function(name).to_vec();
+        let upstream = root.to_vec();
+        let failed =
+            v1::EdgeFailed { function_id: function_id.clone(), upstream, wrong_bytes: true, ..Default::default() };
+        self.hear(reporter, Event::EdgeFailed(failed));
+        let request = self.agents[&root].rereads.last().unwrap().request;
+        self.hear(bad, Event::BlocksReread(v1::BlocksReread { function_id, request, checked: 9, wrong: 1 }));
+        assert!(!self.is_trusted(bad));
+        bad
+    }
+
     /// From whom a node may receive by what it was told.
     pub(super) fn sources(&self, n: u32) -> Vec<u32> {
         let stripes = self.agents[&node(n)].assigned[&function("f")].stripes.clone();

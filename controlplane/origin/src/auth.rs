@@ -1,7 +1,8 @@
 //! Authentication towards one registry: anonymous, Basic, or a Bearer token from the realm that the registry names.
 //!
 //! Owned by one `Registry`, so there is one scope and one current permission. Secrets leave only in `Authorization` headers
-//! to the registry itself (Basic, Bearer) and to its token realm (Basic).
+//! to the registry itself (Basic, Bearer) and to its token realm (Basic). What this host was given from afar goes nowhere without TLS but to
+//! this machine; what its own configuration says is the operator's word.
 
 use std::ffi::OsString;
 
@@ -13,10 +14,13 @@ use tokio::sync::Mutex;
 use crate::challenge::{self, Challenge};
 use crate::credentials::{Credentials, Lookup};
 use crate::http::{self, Http};
-use crate::{Error, SourceOptions, registry};
+use crate::{Error, SourceOptions, may_carry_password, registry};
 
 /// The largest answer of a token realm.
 const MAX_TOKEN_BYTES: u64 = 256 << 10;
+
+/// Why a password that was given is not used.
+const WITHHELD: &str = "passwords that the controller keeps do not go over plain HTTP";
 
 #[derive(Debug)]
 pub(crate) struct Auth {
@@ -36,7 +40,11 @@ struct TokenReply {
 
 impl Auth {
     pub(crate) fn new(base: Url, repository: String, lookup: Lookup, options: &SourceOptions) -> Self {
-        let (helper_path, given) = (options.helper_path.clone(), options.login.clone());
+        let (helper_path, mut given) = (options.helper_path.clone(), options.login.clone());
+        if given.is_some() && !may_carry_password(base.as_str()) {
+            tracing::warn!(registry = %base, "the password that the controller keeps is not used: {WITHHELD}");
+            given = None;
+        }
         Self { base, repository, lookup, helper_path, given, current: Mutex::new(None) }
     }
 
@@ -87,6 +95,9 @@ impl Auth {
 
     async fn token(&self, http: &Http, bearer: &Challenge, lookup: &Lookup) -> Result<String, Error> {
         let url = self.token_url(bearer)?;
+        if matches!(lookup, Lookup::Given(_)) && !may_carry_password(url.as_str()) {
+            return Err(self.denied_with(&Lookup::Unusable(WITHHELD.into()), &url, 401));
+        }
         let mut headers = HeaderMap::new();
         if let Some(credentials) = lookup.credentials() {
             headers.insert(AUTHORIZATION, secret(credentials.basic())?);
@@ -143,6 +154,9 @@ impl Auth {
             }
             Lookup::Given(_) => format!(
                 "the user name and password that the controller keeps for it are wrong or may not pull this repository; give it others with `faasnet secret set {registry}{port}`"
+            ),
+            Lookup::None if !may_carry_password(self.base.as_str()) => format!(
+                "the repository is private or does not exist; log in with `docker login {registry}{port}`, name another folder with DOCKER_CONFIG, or give the registry a certificate ({WITHHELD})"
             ),
             Lookup::None => format!(
                 "the repository is private or does not exist; log in with `docker login {registry}{port}`, name another folder with DOCKER_CONFIG, or have the controller know the password with `faasnet secret set {registry}{port}`"

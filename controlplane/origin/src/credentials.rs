@@ -163,8 +163,13 @@ impl Auth {
     }
 }
 
-/// The one spelling of a registry for which credentials are kept: host and port. Docker writes its own registry as `https://index.docker.io/v1/`, and others with or without scheme and path.
-pub fn canonical(key: &str) -> &str {
+/// The one spelling of a registry for which the controller keeps credentials: host and port, in lower case.
+pub fn registry_key(registry: &str) -> String {
+    canonical(&registry.to_ascii_lowercase()).to_owned()
+}
+
+/// The registry that an entry of Docker's configuration is for: host and port. Docker writes its own registry as `https://index.docker.io/v1/`, and others with or without scheme and path.
+fn canonical(key: &str) -> &str {
     let host = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
     match host.split('/').next().unwrap_or(host) {
         "docker.io" | "index.docker.io" | "registry-1.docker.io" => "docker.io",
@@ -211,6 +216,15 @@ mod tests {
         let broken = Lookup::Unusable("why".into());
         assert_eq!(broken.ask(None, Some(&given)).await, broken, "what the host says wrong is to be mended there");
         assert_eq!(Lookup::None.ask(None, None).await, Lookup::None);
+    }
+
+    /// Catches a password that is kept under one spelling of its registry and looked up under another.
+    #[test]
+    fn one_registry_has_one_key() {
+        for spelling in ["r.example:5000", "R.Example:5000", "HTTPS://R.example:5000/", "http://r.example:5000/v2/"] {
+            assert_eq!(registry_key(spelling), "r.example:5000", "{spelling}");
+        }
+        assert_eq!(registry_key("https://Index.Docker.io/v1/"), "docker.io");
     }
 
     /// Catches a secret in a message, and a configuration that fails without a word.

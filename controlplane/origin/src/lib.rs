@@ -25,12 +25,12 @@ mod registry;
 mod source;
 
 pub use backoff::{Backoff, RetryPolicy};
-pub use credentials::{Credentials, canonical as registry_key};
+pub use credentials::{Credentials, registry_key};
 pub use error::Error;
 pub use layout::Layout;
 pub use options::SourceOptions;
 pub use reader::BlobReader;
-pub use reference::{Reference, RegistryReference, Target, image_names};
+pub use reference::{Reference, RegistryReference, Target, image_names, may_carry_password};
 pub use registry::Registry;
 pub use source::{BlobStream, Manifest, Source};
 

@@ -15,7 +15,7 @@ pub struct SourceOptions {
     pub ca_file: Option<PathBuf>,
     /// Docker's `config.json`. Default: `$DOCKER_CONFIG/config.json` or `~/.docker/config.json`.
     pub credentials_file: Option<PathBuf>,
-    /// Used where that file says nothing about the registry.
+    /// Used where that file says nothing about the registry; never sent over plain HTTP but to this machine.
     pub login: Option<Credentials>,
     /// Where the credential helpers that it names are searched. Default: `$PATH`.
     pub helper_path: Option<OsString>,

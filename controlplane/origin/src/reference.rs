@@ -194,6 +194,11 @@ pub(crate) fn is_loopback(host: &str) -> bool {
         || address.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
+/// Whether a password that this host was given by another may go to `url` (`http[s]://host…`): with TLS, or not out of this machine.
+pub fn may_carry_password(url: &str) -> bool {
+    reqwest::Url::parse(url).is_ok_and(|url| url.scheme() == "https" || url.host_str().is_some_and(is_loopback))
+}
+
 /// Docker's rule: the first part is a registry if it has a dot or a port, or is `localhost`.
 fn is_host(part: &str) -> bool {
     part == "localhost" || part.contains('.') || part.contains(':')

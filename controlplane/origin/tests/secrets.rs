@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use common::{BASIC, Reply, Server, options, options_with_login, pattern, read};
-use faasnet_origin::{Error, Reference, Source, SourceOptions, Target};
+use faasnet_origin::{Credentials, Error, Reference, Source, SourceOptions, Target};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 fn bearer(realm: &str) -> Reply {
@@ -283,4 +283,37 @@ async fn layouts_are_read_like_registries() {
     assert_eq!(read(&source, &blob, 5..5).await.unwrap(), b"");
     assert!(matches!(read(&source, &blob, 0..(3 << 20) + 1).await, Err(Error::Layout { .. })));
     assert!(matches!(read(&source, b"none", 0..4).await, Err(Error::NotFound { .. })));
+}
+
+/// Catches a password of the controller that crosses a network without TLS, to the registry or to the realm that it names, and one that is not
+/// even used on this host.
+#[tokio::test]
+async fn given_passwords_do_not_go_over_plain_http() {
+    let blob = pattern(10);
+    let given = Credentials { username: "me".into(), password: "s3cret".into() };
+    let options = || SourceOptions { login: Some(given.clone()), ..options() };
+    let content = blob.clone();
+    let server = Server::start(move |seen, _| match seen.authorization.as_deref() {
+        Some(BASIC) => Reply::blob(seen, &content),
+        _ => Reply::new(401, "").header("WWW-Authenticate", r#"Basic realm="r""#),
+    });
+    let server = server.await;
+    assert_eq!(read(&server.source_with(options()), &blob, 0..10).await.unwrap(), blob);
+    // This host too, but by an address that is not known as its own.
+    let elsewhere = format!("0.0.0.0:{}", server.address.port());
+    let plain = SourceOptions { plain_http: true, ..options() };
+    let source = Source::open(&Reference::parse(&format!("{elsewhere}/app:v1")).unwrap(), &plain).unwrap();
+    let error = read(&source, &blob, 0..10).await.unwrap_err();
+    assert!(matches!(error, Error::Denied { .. }) && error.to_string().contains("plain HTTP"), "{error}");
+    // What the operator wrote down here is used all the same.
+    let folder = tempfile::tempdir().unwrap();
+    let own = SourceOptions { plain_http: true, ..options_with_login(&folder, &elsewhere) };
+    let source = Source::open(&Reference::parse(&format!("{elsewhere}/app:v1")).unwrap(), &own).unwrap();
+    assert_eq!(read(&source, &blob, 0..10).await.unwrap(), blob);
+
+    let realm = Server::start(|_, _| Reply::new(200, r#"{"token": "t"}"#)).await;
+    let named = format!("http://0.0.0.0:{}/token", realm.address.port());
+    let server = Server::start(move |_, _| bearer(&named)).await;
+    let error = read(&server.source_with(options()), &blob, 0..10).await.unwrap_err();
+    assert!(error.to_string().contains("plain HTTP") && realm.seen().is_empty(), "{error}");
 }

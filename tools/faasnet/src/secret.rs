@@ -32,7 +32,8 @@ pub enum SecretCommand {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 The password comes from standard input, or from a file. The controller keeps it in its state (a file of mode 600, not encrypted) and gives it
-to nodes that read the registry for a function of the tenant. A host's own Docker configuration goes before it.
+to nodes that read the registry for a function of the tenant. A host's own Docker configuration goes before it. A registry that speaks plain
+HTTP gets it only on the host that reads it (localhost): anywhere else the network could read it.
 
 Examples:
   faasnet secret set registry.example --username robot < password

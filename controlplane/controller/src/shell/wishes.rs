@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use faasnet_api::Descriptor;
 use faasnet_api::v1::event::Event;
 use faasnet_api::v1::{Command, ImageAnswer, ImageWanted, Login, ReadImage, command};
-use faasnet_origin::Credentials;
+use faasnet_origin::{Credentials, RegistryReference, may_carry_password};
 use faasnet_tree::Policy;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -203,7 +203,7 @@ impl Wishes {
         if now.tenant != known.tenant {
             return Err(NotRead::Here(format!("node {} has become tenant {:?}'s meanwhile", now.node, now.tenant)));
         }
-        let login = now.login.map(|Credentials { username, password }| Login { username, password });
+        let login = login(&now, wanted).map(|Credentials { username, password }| Login { username, password });
         let order = ReadImage {
             request: self.owner.number(),
             reference: wanted.reference.clone(),
@@ -236,6 +236,18 @@ impl Wishes {
         }
         images.entry(key).or_default().clone()
     }
+}
+
+/// What the agent is told of the registry.
+fn login(known: &KnownImage, wanted: &ImageWanted) -> Option<Credentials> {
+    let login = known.login.clone()?;
+    let registry = RegistryReference::parse(&wanted.reference).ok()?.base_url(wanted.plain_http);
+    if !may_carry_password(&registry) {
+        let (image, node) = (&wanted.reference, &known.node);
+        tracing::warn!(image, node, "the node is not told the password that is kept: it does not go over plain HTTP");
+        return None;
+    }
+    Some(login)
 }
 
 /// Whether the node may have the image.

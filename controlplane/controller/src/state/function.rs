@@ -215,9 +215,13 @@ impl Function {
         (0u8..).zip(&self.donors).any(|(stripe, donor)| *donor == Some(*node) && lacks(stripe))
     }
 
-    /// Whether a node needs the descriptor from the controller: root, heir, and who has leave to read the origin.
+    /// Whether a node needs the descriptor from the controller: root, heir, who has leave to read the origin, and who only receives but has
+    /// nobody from whom.
     pub(crate) fn reads_origin(&self, node: &NodeId) -> bool {
         let leads = |(root, heir): &Leaders| root.as_ref() == Some(node) || heir.as_ref() == Some(node);
-        self.leaders().iter().any(leads) || self.leases.values().any(|lease| lease.node == *node)
+        let alone = |hosts: &Vec<NodeId>| hosts.len() < usize::from(self.trees.stripes());
+        self.leaders().iter().any(leads)
+            || self.leases.values().any(|lease| lease.node == *node)
+            || self.riders.get(node).is_some_and(alone)
     }
 }

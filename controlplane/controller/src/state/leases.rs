@@ -8,6 +8,7 @@ use faasnet_api::{FunctionId, NodeId, v1};
 use super::State;
 use super::function::Lease;
 use super::io::{Now, Output};
+use super::node::Node;
 
 impl State {
     /// A node knows nobody any more from whom it could receive a stripe.
@@ -33,18 +34,25 @@ impl State {
         let nodes = &self.nodes;
         let function = self.functions.get_mut(&function).filter(|function| function.has_place(&id));
         let Some(function) = function.filter(|function| stripe < function.trees.stripes()) else { return false };
-        // Who died, left or has everything needs it no more.
+        let trusted = |node: &NodeId| nodes.get(node).is_some_and(Node::is_trusted);
+        // Who died, left or has everything needs it no more. From one in quarantine nobody else would receive.
         let uses = |lease: &Lease| {
             let member = function.wanted.get(&lease.node);
             now.ms < lease.until_ms
+                && (trusted(&lease.node) || !trusted(&id))
                 && nodes.get(&lease.node).is_some_and(|node| !node.is_dead())
                 && member.is_some_and(|member| !member.failed && !member.is_complete())
         };
         let held = function.leases.get(&stripe).filter(|lease| uses(lease));
-        let granted = held.is_none_or(|lease| lease.node == id);
-        if granted {
-            function.leases.insert(stripe, Lease { node: id, until_ms: now.ms + lease_ms });
+        if held.is_some_and(|lease| lease.node != id) {
+            return false;
         }
-        granted
+        let before = function.leases.insert(stripe, Lease { node: id, until_ms: now.ms + lease_ms });
+        let function = function.id;
+        if let Some(before) = before.filter(|before| before.node != id) {
+            // It is to forget what it was told for its reading.
+            self.send_assign(now, function, before.node, true);
+        }
+        true
     }
 }

@@ -76,16 +76,16 @@ impl State {
             let member = function.wanted.get(id).filter(|member| !member.failed && member.leaving.is_none());
             let there = node.filter(|_| member.is_some());
             let (in_trees, riding) = (function.trees.contains(id), function.riders.contains_key(id));
-            // Who is in quarantine still receives, but nobody receives from it.
-            let rides = there.is_some_and(|node| !node.is_trusted() || node.pace.level == Level::ReceivesOnly)
-                && (riding || function.riders.len() < riding::most(function));
-            let planned = there.filter(|node| node.is_trusted() || rides);
-            if (planned.is_some() && !rides, rides) == (in_trees, riding) {
+            // Who is in quarantine still receives, but nobody receives from it. Those are as many as there are.
+            let has_room = || riding || riding::slow(function, nodes_known) < riding::most(function);
+            let rides =
+                there.is_some_and(|node| !node.is_trusted() || node.pace.level == Level::ReceivesOnly && has_room());
+            if (there.is_some() && !rides, rides) == (in_trees, riding) {
                 continue;
             }
             // Whoever fed it feeds it no more.
             moved.extend(function.riders.remove(id).unwrap_or_default());
-            let change = match (planned.is_some() && !rides, in_trees) {
+            let change = match (there.is_some() && !rides, in_trees) {
                 (true, false) => function.trees.insert(*id),
                 (false, true) => function.trees.remove(*id),
                 _ => Ok(Default::default()),
@@ -96,7 +96,7 @@ impl State {
             let change = change.unwrap_or_default();
             edges.extend(change.changed.into_iter().chain(change.freed));
             moved.push(*id);
-            if let Some(member) = function.wanted.get_mut(id).filter(|_| planned.is_some()) {
+            if let Some(member) = function.wanted.get_mut(id).filter(|_| there.is_some()) {
                 member.joined = version;
             }
         }
@@ -211,7 +211,7 @@ impl State {
         let Some(session) = nodes.get(&node).filter(|node| !node.is_dead()).and_then(|node| node.session) else {
             return;
         };
-        let Some(function) = self.functions.get_mut(&id).filter(|function| function.has_place(&node)) else {
+        let Some(function) = self.functions.get(&id).filter(|function| function.has_place(&node)) else {
             return;
         };
         let address = |id: NodeId| nodes.get(&id).map(|node| node.address.to_string()).unwrap_or_default();
@@ -220,22 +220,8 @@ impl State {
         if !even_if_unchanged && told.is_some_and(|sent| sent.stripes == stripes) {
             return;
         }
-        let Some(ticket) = self.ticket(now, id, node) else { return };
-        let login = self.login_for(id, &node);
-        let Some(function) = self.functions.get_mut(&id) else { return };
-        let assign = v1::Assign {
-            function_id: id.to_vec(),
-            tenant: function.tenant.clone(),
-            function: function.name.clone(),
-            image_id: function.image.to_vec(),
-            term: self.term,
-            epoch: function.epoch,
-            ticket: ticket.as_bytes().to_vec(),
-            stripes: stripes.clone(),
-            descriptor: if function.reads_origin(&node) { function.descriptor.clone() } else { Vec::new() },
-            login,
-        };
-        if let Some(member) = function.wanted.get_mut(&node) {
+        let Some(assign) = self.assign_with(now, id, node, stripes.clone()) else { return };
+        if let Some(member) = self.functions.get_mut(&id).and_then(|function| function.wanted.get_mut(&node)) {
             // Told again what it knows, it keeps the plan before.
             let before = member.sent.take().filter(|before| before.stripes != stripes);
             member.sources_before =
@@ -243,6 +229,42 @@ impl State {
             member.sent = Some(Sent { stripes });
         }
         self.emit(Output::Send { session, command: v1::command::Command::Assign(assign) });
+    }
+
+    /// Tells a member without a place, which is on its way out, its last plan again; what goes with it may have changed.
+    pub(super) fn repeat_assign(&mut self, now: Now, id: FunctionId, node: NodeId) {
+        let Some(session) = self.nodes.get(&node).and_then(|node| node.session) else { return };
+        let member = self.functions.get(&id).and_then(|function| function.wanted.get(&node));
+        let Some(stripes) = member.and_then(|member| member.sent.as_ref()).map(|sent| sent.stripes.clone()) else {
+            return;
+        };
+        if let Some(assign) = self.assign_with(now, id, node, stripes) {
+            self.emit(Output::Send { session, command: v1::command::Command::Assign(assign) });
+        }
+    }
+
+    fn assign_with(
+        &mut self,
+        now: Now,
+        id: FunctionId,
+        node: NodeId,
+        stripes: Vec<v1::StripePlan>,
+    ) -> Option<v1::Assign> {
+        let ticket = self.ticket(now, id, node)?;
+        let login = self.login_for(id, &node);
+        let function = self.functions.get(&id)?;
+        Some(v1::Assign {
+            function_id: id.to_vec(),
+            tenant: function.tenant.clone(),
+            function: function.name.clone(),
+            image_id: function.image.to_vec(),
+            term: self.term,
+            epoch: function.epoch,
+            ticket: ticket.as_bytes().to_vec(),
+            stripes,
+            descriptor: if function.reads_origin(&node) { function.descriptor.clone() } else { Vec::new() },
+            login,
+        })
     }
 
     /// Tells a node to forget a function that it shall not hold, with an epoch above the one that it `holds`.

@@ -2,7 +2,7 @@
 //!
 //! One report condemns an edge, not a node: a bad cable, memory or card may be at either end. A node comes into quarantine when two distinct
 //! reporters blame it, or when a report makes us have it read its blocks back and they are wrong. A reporter who blames three parents is
-//! itself suspect: its word counts no more, and what rested on it alone is taken back.
+//! itself suspect: its word counts no more, and what rested on it alone is taken back. Nor does that of a node in quarantine.
 //!
 //! A report counts only along an edge that there is or lately was: one that we planned, or one that both of its ends have named. Else
 //! anybody could have anybody put away.
@@ -72,7 +72,8 @@ impl State {
                 self.name_of(&parent)
             ));
         }
-        let Some(node) = self.nodes.get_mut(&reporter) else { return };
+        // What it refuses may have been right before it came to its memory.
+        let Some(node) = self.nodes.get_mut(&reporter).filter(|node| node.is_trusted()) else { return };
         node.blame.forget(now);
         let was_suspect = node.blame.is_suspect();
         node.blame.blamed.insert(parent, now.ms);

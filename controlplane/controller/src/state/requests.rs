@@ -135,6 +135,7 @@ impl State {
         for key in [Key::Descriptor(id), Key::Function(id), Key::Order(id)] {
             self.emit(Output::Store(key));
         }
+        self.note_withheld(id);
         Ok(info)
     }
 

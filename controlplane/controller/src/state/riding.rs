@@ -14,7 +14,12 @@ use super::node::Node;
 /// One rider for so many members, and always one: every rider is a third child of somebody, and the others have to feed all of them.
 const MEMBERS_PER_RIDER: usize = 4;
 
-/// How many riders a function may have.
+/// How many riders a function has because they are slow.
+pub(super) fn slow(function: &Function, nodes: &BTreeMap<NodeId, Node>) -> usize {
+    function.riders.keys().filter(|rider| nodes.get(rider).is_none_or(Node::is_trusted)).count()
+}
+
+/// How many of those it may have. Who is in quarantine rides in any case: it has no other place.
 pub(super) fn most(function: &Function) -> usize {
     (function.wanted.len() / MEMBERS_PER_RIDER).max(1)
 }
@@ -45,6 +50,8 @@ pub(super) fn host_riders(
             // Unless the trees are empty there is a host; the root is a poor one, but one.
             let Some(host) = kept.or_else(|| choose_host(function, nodes)).or_else(|| function.trees.root(stripe))
             else {
+                // It reads the origin from now on.
+                concerned.extend(before.get(usize::from(stripe)).map(|_| rider));
                 continue;
             };
             if kept.is_none() {

@@ -1,13 +1,15 @@
 //! User names and passwords of private registries, by tenant: kept for the nodes that read those registries for a function of that tenant.
 //!
-//! They leave by `Assign` and `ReadImage` only, on streams of agents that proved who they are, and never to a client. Pure.
+//! They leave by `Assign` and `ReadImage` only, on streams of agents that proved who they are, never to a client, and never for a registry that
+//! is read over plain HTTP, unless that is each node's own host. Pure.
 
 use std::collections::BTreeMap;
 
 use faasnet_api::{FunctionId, NodeId, v1};
-use faasnet_origin::{Credentials, Reference, registry_key};
+use faasnet_origin::{Credentials, Reference, may_carry_password, registry_key};
 
 use super::State;
+use super::function::Function;
 use super::io::{Answer, NewSecret, Now, Output, Refusal};
 use super::names::tenant_name;
 use super::records::{Key, RestoreError, decode, encode};
@@ -42,7 +44,7 @@ impl Secrets {
 
     /// What a tenant's nodes are told of a registry.
     pub(super) fn of(&self, tenant: &str, registry: &str) -> Option<&Credentials> {
-        self.0.get(&(tenant.to_owned(), registry_key(registry).to_owned()))
+        self.0.get(&(tenant.to_owned(), registry_key(registry)))
     }
 
     /// The same of the registry that an image comes from.
@@ -90,29 +92,49 @@ impl State {
 
     /// What a node is told with its assignment: only one that may read the origin needs it.
     pub(super) fn login_for(&self, id: FunctionId, node: &NodeId) -> Option<v1::Login> {
-        let function = self.functions.get(&id).filter(|function| function.reads_origin(node))?;
+        let reads = |function: &&Function| function.reads_origin(node) && may_carry_password(&function.registry);
+        let function = self.functions.get(&id).filter(reads)?;
         let Credentials { username, password } = self.secrets.of(&function.tenant, &function.registry)?.clone();
         Some(v1::Login { username, password })
     }
 
-    /// Whoever was told of it, or should have been, is told anew.
+    /// Says it once, where a password is kept that nodes are not told.
+    pub(super) fn note_withheld(&mut self, id: FunctionId) {
+        let Some(function) = self.functions.get(&id) else { return };
+        let kept = self.secrets.of(&function.tenant, &function.registry).is_some();
+        if kept && !may_carry_password(&function.registry) {
+            self.note(format!(
+                "function {}/{} is read from {}: nodes are not told the password that is kept of it, since it does not go over plain HTTP",
+                function.tenant, function.name, function.registry
+            ));
+        }
+    }
+
+    /// Whoever was told of it, or should have been, is told anew; also who is on its way out. Where the image failed it is tried again.
     fn secret_changed(&mut self, now: Now, tenant: &str, registry: &str) {
         self.emit(Output::Store(Key::Secrets));
-        let concerned = self
-            .functions
-            .values()
-            .filter(|function| function.tenant == tenant && registry_key(&function.registry) == registry);
-        let members: Vec<(FunctionId, NodeId)> =
-            concerned.flat_map(|function| function.placed().map(|node| (function.id, node))).collect();
-        for (id, node) in members {
-            self.send_assign(now, id, node, true);
+        let of_it = |function: &&Function| function.tenant == tenant && registry_key(&function.registry) == registry;
+        let concerned: Vec<FunctionId> = self.functions.values().filter(of_it).map(|function| function.id).collect();
+        concerned.iter().for_each(|id| self.note_withheld(*id));
+        for id in concerned {
+            let Some(function) = self.functions.get(&id) else { continue };
+            let (placed, others): (Vec<NodeId>, Vec<NodeId>) =
+                function.wanted.keys().partition(|node| function.has_place(node));
+            // It may be for want of the right password.
+            let failed = |node: &NodeId| function.wanted.get(node).is_some_and(|member| member.failed);
+            let (failed, others): (Vec<NodeId>, Vec<NodeId>) = others.into_iter().partition(failed);
+            placed.into_iter().for_each(|node| self.send_assign(now, id, node, true));
+            others.into_iter().for_each(|node| self.repeat_assign(now, id, node));
+            if !failed.is_empty() {
+                self.want(now, id, &failed);
+            }
         }
     }
 }
 
 fn names(tenant: &str, registry: &str) -> Result<(String, String), Refusal> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte);
-    let key = registry_key(registry.trim()).to_ascii_lowercase();
+    let key = registry_key(registry.trim());
     if key.is_empty() || key.len() > REGISTRY_BYTES_MAX || !key.bytes().all(plain) {
         return Err(Refusal::invalid(format!(
             "{registry:?} is not a registry; write its host, and its port if it is not the usual one, as in references: registry.example:5000"

@@ -80,6 +80,7 @@ impl State {
             // Before anybody is told: roots would begin to read the origin.
             self.hold(now, id, session);
         }
+        self.note_withheld(id);
         self.align_trees(now, id, &was_failed);
         self.resend_assigns(now, id);
         let members: Vec<NodeId> =

@@ -142,6 +142,16 @@ pub fn check_claim(descriptor: &Descriptor, reference: &str, plain_http: bool, m
     let Ok(Document::Image(image)) = Document::parse(descriptor.manifest()) else {
         return Err("its manifest is not an image's".into());
     };
+    let (claimed, said) = (descriptor.manifest_media_type(), known_media_type(descriptor.manifest()));
+    if said
+        .as_deref()
+        .map_or(![manifest::OCI_MANIFEST, manifest::DOCKER_MANIFEST].contains(&claimed), |said| said != claimed)
+    {
+        return Err(format!("its manifest is not of the type {claimed:?}"));
+    }
+    if descriptor.geometry().block_bytes() != BLOCK_BYTES {
+        return Err(format!("its blocks have {} bytes instead of {BLOCK_BYTES}", descriptor.geometry().block_bytes()));
+    }
     match entries(reference, &image) {
         Ok(entries) if entries == descriptor.entries() => Ok(()),
         _ => Err("its blobs are not those of its manifest".into()),
@@ -174,11 +184,18 @@ async fn probe(source: &Source, entries: &[Entry]) -> Result<bool, RegisterError
     Ok(patiently(source, || source.probe_ranges(&entry.digest, entry.len)).await?)
 }
 
+/// What the manifest says of itself; else what the origin says of it.
 fn media_type(resolved: &ResolvedImage) -> String {
-    match &*resolved.manifest.media_type {
+    known_media_type(&resolved.manifest.bytes).unwrap_or_else(|| match &*resolved.manifest.media_type {
         known @ (manifest::OCI_MANIFEST | manifest::DOCKER_MANIFEST) => known.into(),
         _ => manifest::OCI_MANIFEST.into(),
-    }
+    })
+}
+
+/// The media type that an image's manifest says of itself, if it is one that there is.
+fn known_media_type(manifest: &[u8]) -> Option<String> {
+    manifest::own_media_type(manifest)
+        .filter(|own| matches!(&**own, manifest::OCI_MANIFEST | manifest::DOCKER_MANIFEST))
 }
 
 /// The reading side: the entries' bytes, in order, into the hasher's queue.
@@ -261,5 +278,58 @@ fn check_platform(
             Ok(())
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use faasnet_api::BlockDigest;
+
+    /// A manifest that says of itself what `media_type` says.
+    fn manifest_of(media_type: &str) -> String {
+        let said = if media_type.is_empty() { String::new() } else { format!(r#""mediaType": "{media_type}", "#) };
+        let (config, digest) = (manifest::OCI_CONFIG, format!("sha256:{}", "a".repeat(64)));
+        format!(
+            r#"{{"schemaVersion": 2, {said}"config": {{"mediaType": "{config}", "size": 10, "digest": "{digest}"}}, "layers": []}}"#
+        )
+    }
+
+    fn claim(manifest: &str, claimed: &str, block_bytes: u32) -> Result<(), String> {
+        let descriptor = Descriptor::new(DescriptorParts {
+            block_bytes,
+            reference: "r.example/app:1".into(),
+            origin: Origin::Registry { base_url: "https://r.example".into(), repository: "app".into(), ranges: true },
+            manifest_media_type: claimed.into(),
+            manifest_digest: digest::of(manifest.as_bytes()),
+            manifest: manifest.into(),
+            entries: vec![Entry {
+                digest: format!("sha256:{}", "a".repeat(64)),
+                media_type: manifest::OCI_CONFIG.into(),
+                len: 10,
+            }],
+            blocks: vec![BlockDigest::of(b"0123456789")],
+        })
+        .unwrap();
+        check_claim(&descriptor, "r.example/app:1", false, &digest::of(manifest.as_bytes()))
+    }
+
+    /// Catches an agent that chooses how an image is cut, or as what runtimes get its manifest.
+    #[test]
+    fn what_the_manifest_does_not_leave_open_is_not_claimed() {
+        let (oci, docker) = (manifest::OCI_MANIFEST, manifest::DOCKER_MANIFEST);
+        for (said, claimed, holds) in [
+            (oci, oci, true),
+            (docker, docker, true),
+            (oci, docker, false),
+            (docker, oci, false),
+            ("", oci, true),
+            ("", docker, true),
+            ("", manifest::OCI_INDEX, false),
+            ("", "text/html", false),
+        ] {
+            assert_eq!(claim(&manifest_of(said), claimed, BLOCK_BYTES).is_ok(), holds, "{said:?} {claimed}");
+        }
+        assert!(claim(&manifest_of(oci), oci, BLOCK_BYTES / 2).unwrap_err().contains("blocks"));
     }
 }

@@ -27,12 +27,16 @@ struct Opened {
 }
 
 impl Sources {
-    /// What the controller says now of the function's registry.
+    /// What the controller says now of the function's registry. Sources with what it said before are used no more.
     pub(crate) fn tell(&self, function: FunctionId, login: Option<Credentials>) {
         let mut logins = lock(&self.logins);
-        match login {
-            Some(login) => drop(logins.insert(function, login)),
-            None => drop(logins.remove(&function)),
+        let before = match &login {
+            Some(login) => logins.insert(function, login.clone()),
+            None => logins.remove(&function),
+        };
+        drop(logins);
+        if before.is_some() && before != login {
+            lock(&self.open).retain(|opened| opened.login != before);
         }
     }
 
@@ -57,4 +61,27 @@ impl Sources {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Catches a password, and the token that it got, that are used on after the controller has changed or removed it.
+    #[test]
+    fn what_was_told_before_is_forgotten() {
+        let (sources, function) = (Sources::default(), FunctionId::new("t", "f"));
+        let origin = Origin::Registry { base_url: "https://r.example".into(), repository: "app".into(), ranges: true };
+        let told = |password: &str| Some(Credentials { username: "robot".into(), password: password.into() });
+        let opened = || lock(&sources.open).iter().map(|opened| opened.login.clone()).collect::<Vec<_>>();
+        sources.get(FunctionId::new("t", "public"), &origin).unwrap();
+        for login in [told("old"), told("new"), told("new"), None] {
+            sources.tell(function, login.clone());
+            sources.get(function, &origin).unwrap();
+            let mut expected = vec![None];
+            expected.extend(login.map(Some));
+            assert_eq!(opened(), expected);
+        }
+        assert!(lock(&sources.logins).is_empty());
+    }
 }

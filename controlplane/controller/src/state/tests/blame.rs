@@ -1,6 +1,6 @@
 //! Wrong bytes: who is believed about whom, and for how long.
 
-use faasnet_api::v1;
+use faasnet_api::{Origin, v1};
 use faasnet_tree::Policy;
 
 use super::world::{World, function, node};
@@ -141,4 +141,71 @@ fn a_quarantine_does_not_end_by_a_word_that_it_does_not_rest_on() {
         assert!(!world.is_trusted(bad), "restarted: {restarted}");
         world.check();
     }
+}
+
+/// Catches members that lose their image because more of them are in quarantine than may ride for being slow.
+#[test]
+fn all_who_are_in_quarantine_ride() {
+    let mut world = World::with(7, Policy::Twin);
+    world.provision("f", 0, &[0, 1, 2, 3, 4, 5, 6]).unwrap();
+    for _ in 0..4 {
+        let bad = world.condemn("f");
+        world.check();
+        assert!(world.rides("f", bad));
+    }
+}
+
+/// Catches a word of a node in quarantine that puts away, or has its disk read, somebody else.
+#[test]
+fn who_is_in_quarantine_blames_nobody() {
+    let mut world = World::with(7, Policy::Complete);
+    world.provision("f", 7, &[]).unwrap();
+    let bad = world.condemn("f");
+    let parent = world.sources(bad)[0];
+    world.blame(bad, parent);
+    assert!(world.agents[&node(parent)].rereads.is_empty());
+    let reporter = (0..7).find(|n| *n != bad && *n != parent && world.sources(*n).contains(&parent)).unwrap();
+    world.blame(reporter, parent);
+    assert!(world.is_trusted(parent), "that is one reporter");
+    world.check();
+}
+
+/// Catches an only member that is left with neither descriptor nor password because it is in quarantine, and keeps them afterwards.
+#[test]
+fn an_only_member_in_quarantine_reads_the_origin() {
+    let mut world = World::new();
+    (0..3).for_each(|n| world.attach(n));
+    let origin = Origin::Registry { base_url: "https://r.example".into(), repository: "app".into(), ranges: true };
+    world.create_from("f", Policy::Twin, origin).unwrap();
+    super::secrets::set(&mut world, "", "r.example").unwrap();
+    world.provision("f", 0, &[0, 1]).unwrap();
+    let bad = world.condemn("f");
+    let told = |world: &World| {
+        let assign = &world.agents[&node(bad)].assigned[&function("f")];
+        (!assign.descriptor.is_empty(), assign.login.is_some())
+    };
+    world.check();
+    assert_eq!(told(&world), (false, false));
+    world.release("f", &[1 - bad]).unwrap();
+    world.check();
+    assert_eq!(told(&world), (true, true));
+    world.provision("f", 0, &[2]).unwrap();
+    world.check();
+    assert_eq!(told(&world), (false, false));
+}
+
+/// Catches a node in quarantine that holds the only leave to read the origin, so that nobody gets the image.
+#[test]
+fn a_lease_of_a_node_in_quarantine_is_in_nobodys_way() {
+    let mut world = World::with(6, Policy::Complete);
+    world.provision("f", 6, &[]).unwrap();
+    let bad = world.condemn("f");
+    let wanted = v1::OriginWanted { function_id: function("f").to_vec(), stripe: 0 };
+    let mut granted = |n: u32| {
+        world.hear(n, v1::event::Event::OriginWanted(wanted.clone()));
+        world.check();
+        world.agents[&node(n)].leases.last().unwrap().seconds
+    };
+    let [good, other] = [1, 2].map(|step| (bad + step) % 6);
+    assert_eq!([bad, good, other, bad].map(&mut granted), [30, 30, 0, 0]);
 }

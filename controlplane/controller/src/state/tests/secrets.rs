@@ -1,13 +1,13 @@
 //! Who is told which password.
 
-use faasnet_api::Origin;
+use faasnet_api::{Origin, v1};
 use faasnet_origin::Credentials;
 use faasnet_tree::Policy;
 
 use super::super::*;
 use super::world::{World, function, node};
 
-fn set(world: &mut World, tenant: &str, registry: &str) -> Result<Answer, Refusal> {
+pub(super) fn set(world: &mut World, tenant: &str, registry: &str) -> Result<Answer, Refusal> {
     let credentials = Credentials { username: "robot".into(), password: "s3cret".into() };
     let (tenant, registry) = (tenant.into(), registry.into());
     world.ask(Ask::SetSecret(Box::new(NewSecret { tenant, registry, credentials })))
@@ -96,4 +96,47 @@ fn who_may_have_no_image_gets_no_order_and_no_password() {
     let reference = "r.example/app:1".into();
     let Answer::Image(known) = world.ask(Ask::FindImage { session, reference }).unwrap() else { panic!() };
     assert!(known.login.is_none() && known.obstacle.is_some(), "its stream has ended");
+}
+
+/// Catches a password that goes to a node though it would cross the network readable, and one that nobody gets because it is this host's own.
+#[test]
+fn no_password_for_plain_http() {
+    for (base_url, registry, tells) in [
+        ("http://r.example", "r.example", false),
+        ("http://10.0.0.1:5000", "10.0.0.1:5000", false),
+        ("https://R.example", "r.Example", true),
+        ("http://127.0.0.1:5000", "127.0.0.1:5000", true),
+        ("http://localhost:5000", "LOCALHOST:5000", true),
+    ] {
+        let mut world = World::new();
+        (0..2).for_each(|n| world.attach(n));
+        let origin = Origin::Registry { base_url: base_url.into(), repository: "app".into(), ranges: true };
+        set(&mut world, "", registry).unwrap();
+        world.create_from("f", Policy::Complete, origin).unwrap();
+        world.provision("f", 2, &[]).unwrap();
+        assert_eq!(!told(&world).is_empty(), tells, "{base_url}");
+    }
+}
+
+/// Catches a member that goes on with a password that was taken back, because it is on its way out or its image failed.
+#[test]
+fn members_without_a_place_are_told_too() {
+    let mut world = World::new();
+    (0..4).for_each(|n| world.attach(n));
+    let origin = Origin::Registry { base_url: "https://r.example".into(), repository: "app".into(), ranges: true };
+    world.create_from("f", Policy::Complete, origin).unwrap();
+    set(&mut world, "", "r.example").unwrap();
+    world.provision("f", 3, &[]).unwrap();
+    let numbers = |ids: Vec<NodeId>| ids.iter().map(|id| u32::from_be_bytes(id.0[..4].try_into().unwrap())).collect();
+    let [fails, leaves]: [u32; 2] = <Vec<u32>>::try_into(numbers(told(&world))).unwrap();
+    world.beat(fails, v1::FunctionState::Failed);
+    let (function_id, image_id) = (function("f").to_vec(), world.state.functions[&function("f")].image.to_vec());
+    let failed = v1::ImageFailed { function_id, image_id, reason: "401".into(), ..Default::default() };
+    world.hear(fails, v1::event::Event::ImageFailed(failed));
+    world.drain(leaves, false).unwrap();
+    assert!(told(&world).contains(&node(fails)) && told(&world).contains(&node(leaves)));
+    world.ask(Ask::RemoveSecret { tenant: String::new(), registry: "R.example".into() }).unwrap();
+    world.check();
+    assert_eq!(told(&world), []);
+    assert!(world.members("f").contains(&node(fails)), "it may be for want of the right password");
 }

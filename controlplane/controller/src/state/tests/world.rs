@@ -479,6 +479,15 @@ impl World {
             let served: Vec<NodeId> = members.iter().copied().filter(trusted).collect();
             assert_eq!(served, planned, "the trees and the intent differ");
             assert!(function.trees.members().all(|node| trusted(&node)), "somebody receives from a node in quarantine");
+            let owed = |(node, member): (&NodeId, &function::Member)| {
+                (!dead(node) && !trusted(node) && !member.failed && member.leaving.is_none()).then_some(*node)
+            };
+            let riding = |node: &NodeId| function.riders.contains_key(node);
+            assert!(
+                function.wanted.iter().filter_map(owed).all(|node| riding(&node)),
+                "quarantine takes the image away"
+            );
+            assert!(!function.trees.is_empty() || !function.riders.keys().any(trusted), "nobody leads");
             Self::check_riders(function);
             members.iter().for_each(|node| self.check_assign(function, *node));
         }
@@ -524,11 +533,11 @@ impl World {
         assert!(node.is_dead() || self.state.nodes.values().all(alone), "two nodes are named {}", node.name);
     }
 
-    /// Those who only receive do so from somebody in the trees.
+    /// Those who only receive do so from somebody in the trees, if anybody is.
     fn check_riders(function: &function::Function) {
-        assert!(function.riders.is_empty() || !function.trees.is_empty(), "nobody leads");
+        let hosted = if function.trees.is_empty() { 0 } else { usize::from(function.trees.stripes()) };
         for (rider, hosts) in &function.riders {
-            assert_eq!(hosts.len(), usize::from(function.trees.stripes()), "{rider} has no parent in some stripe");
+            assert_eq!(hosts.len(), hosted, "{rider} has no parent in some stripe");
             assert!(hosts.iter().all(|host| function.trees.contains(host)), "{rider} hangs on nobody");
         }
     }

@@ -131,7 +131,7 @@ fn members_without_a_place_are_told_too() {
     let [fails, leaves]: [u32; 2] = <Vec<u32>>::try_into(numbers(told(&world))).unwrap();
     world.beat(fails, v1::FunctionState::Failed);
     let (function_id, image_id) = (function("f").to_vec(), world.state.functions[&function("f")].image.to_vec());
-    let failed = v1::ImageFailed { function_id, image_id, reason: "401".into(), ..Default::default() };
+    let failed = v1::ImageFailed { function_id, image_id, reason: "401".into() };
     world.hear(fails, v1::event::Event::ImageFailed(failed));
     world.drain(leaves, false).unwrap();
     assert!(told(&world).contains(&node(fails)) && told(&world).contains(&node(leaves)));

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Admin};
+use crate::arriving::Arrivals;
 use crate::budget::Budget;
 use crate::config::Config;
 use crate::control::{Channels, Control, Handles, Kept};
@@ -23,7 +24,7 @@ use crate::link::WorkerLink;
 use crate::memory::Memory;
 use crate::mirror::{self, Door};
 use crate::node_key;
-use crate::reading::{Progress, Readings};
+use crate::reading::Readings;
 use crate::session::{Session, Standing};
 use crate::trust::Trust;
 use crate::view::Identity;
@@ -114,10 +115,10 @@ impl<W: WorkerLink> Parts<W> {
             budget: Budget::of_this_host(config),
             leases: worker.leases(),
         };
-        let progress = readings.progress();
+        let arrivals = readings.arrivals();
         let kept = Kept { node_key, store, memory, keys, sources, readings };
         let control = Control::new(identity, kept, worker, channels);
-        let misses = misses(config, progress);
+        let misses = misses(config, arrivals);
         Ok(Self { control, session, feed, admin, mirror, misses, shared })
     }
 
@@ -193,12 +194,12 @@ fn finish(images: &[Arc<StoredImage>]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn misses(config: &Config, reading: Progress) -> mirror::Misses {
+fn misses(config: &Config, arrivals: Arrivals) -> mirror::Misses {
     mirror::Misses {
         on_miss: config.mirror_on_miss,
         register_wait: Duration::from_millis(config.mirror_register_wait_ms),
         plain_http: Arc::new(config.mirror_plain_http.clone()),
-        reading,
+        arrivals,
     }
 }
 

@@ -8,6 +8,7 @@
 
 mod admin;
 mod agent;
+mod arriving;
 mod backoff;
 pub mod budget;
 pub mod config;

@@ -1,21 +1,22 @@
 //! Images that this node registers because its runtime asked first: read once from the registry, straight into the store.
 //!
-//! Runs on the control side, by order of the controller, which has said what the image's name stands for. Nothing of such an image is given
-//! out before every blob had its sha256: then the descriptor goes to the controller, and the image comes back to this node as an assignment
-//! that finds it complete. The end of the session ends what is under way.
+//! Runs on the control side, by order of the controller, which has said what the image's name stands for. The runtime here gets each blob
+//! when it had its sha256 ([`crate::arriving`]); when all had theirs the descriptor goes to the controller, and the image comes back to this
+//! node as an assignment that finds it complete. The end of the session ends what is under way.
 
-use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use faasnet_api::{Descriptor, Geometry, v1};
-use faasnet_origin::Credentials;
-use faasnet_origin::register::{Keep, RegisterError, RegisterRequest, register_keeping};
+use faasnet_api::{BlockDigest, Descriptor, v1};
+use faasnet_origin::register::{Keep, Outline, RegisterError, RegisterRequest, register_keeping};
+use faasnet_origin::{Credentials, Error};
 use faasnet_store::{StagedImage, Store};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{JoinSet, spawn_blocking};
+use tokio::time::sleep;
 
+use crate::arriving::{Arrival, Arrivals, Arriving};
 use crate::feed::Counters;
 use crate::session::events;
 
@@ -23,6 +24,8 @@ use crate::session::events;
 const MAX_READINGS: usize = 4;
 /// How often the controller hears that somebody is at it.
 const SAYS: Duration = Duration::from_secs(1);
+/// After an image is registered the mirror still gives it out from here, until it has been assigned to this node.
+const LINGERS: Duration = Duration::from_secs(10);
 /// Of the descriptor in one message.
 const PART_BYTES: usize = 256 << 10;
 
@@ -32,13 +35,10 @@ type Uplink = mpsc::Sender<v1::Event>;
 #[derive(Debug)]
 pub(crate) struct Readings {
     tasks: JoinSet<()>,
-    progress: Progress,
+    places: Arc<Semaphore>,
+    arrivals: Arrivals,
     counters: Arc<Counters>,
 }
-
-/// Bytes that came of each image that is being read, by its name. Cheap to clone.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Progress(Arc<Mutex<HashMap<String, Arc<AtomicU64>>>>);
 
 /// Why an image was not registered.
 #[derive(Debug)]
@@ -47,46 +47,62 @@ enum NotRead {
     Image(String),
     /// This node's.
     Here(String),
-}
-
-/// Its entry among the readings, gone with it.
-struct Entry {
-    progress: Progress,
-    name: String,
-    bytes: Arc<AtomicU64>,
+    /// On the way to the registry, perhaps this node's.
+    Origin(String),
 }
 
 /// Keeps the bytes in the store; nothing before their number is known.
 struct Keeper {
     store: Store,
     tenant: String,
+    arrivals: Arrivals,
+    arriving: Arc<Arriving>,
+    counters: Arc<Counters>,
     staged: Option<StagedImage>,
 }
 
 impl Readings {
     pub(crate) fn new(counters: Arc<Counters>) -> Self {
-        Self { tasks: JoinSet::new(), progress: Progress::default(), counters }
+        let places = Arc::new(Semaphore::new(MAX_READINGS));
+        Self { tasks: JoinSet::new(), places, arrivals: Arrivals::default(), counters }
     }
 
     /// What the mirror looks at.
-    pub(crate) fn progress(&self) -> Progress {
-        self.progress.clone()
+    pub(crate) fn arrivals(&self) -> Arrivals {
+        self.arrivals.clone()
     }
 
     /// Begins to read; all that comes of it is told on `uplink`.
     pub(crate) fn begin(&mut self, order: v1::ReadImage, store: &Store, uplink: Option<Uplink>) {
         let Some(uplink) = uplink else { return };
         while self.tasks.try_join_next().is_some() {}
-        if self.tasks.len() >= MAX_READINGS {
-            let failure = format!("this node registers {MAX_READINGS} images already");
+        let refuse = |failure: String| {
             let read = v1::ImageRead { request: order.request, failure, here_only: true, ..Default::default() };
             // Ignored: without an answer the controller asks somebody else a little later.
             let _ = uplink.try_send(events::image_read(read));
-            return;
-        }
-        let keeper = Keeper { store: store.clone(), tenant: order.tenant.clone(), staged: None };
-        let (entry, counters) = (self.progress.enter(&order.reference), self.counters.clone());
-        self.tasks.spawn(async move { read_and_tell(order, keeper, entry, counters, uplink).await });
+        };
+        let Ok(place) = self.places.clone().try_acquire_owned() else {
+            return refuse(format!("this node registers {MAX_READINGS} images already"));
+        };
+        let Some(arrival) = self.arrivals.enter(&order.reference) else {
+            return refuse(format!("this node reads {} already", order.reference));
+        };
+        let keeper = Keeper {
+            store: store.clone(),
+            tenant: order.tenant.clone(),
+            arrivals: self.arrivals.clone(),
+            arriving: arrival.arriving(),
+            counters: self.counters.clone(),
+            staged: None,
+        };
+        self.tasks.spawn(async move {
+            let registered = read_and_tell(order, keeper, &arrival, uplink).await;
+            drop(place);
+            if registered {
+                sleep(LINGERS).await;
+            }
+            drop(arrival);
+        });
     }
 
     /// The controller is not there any more, so nobody waits for what comes of it.
@@ -95,69 +111,41 @@ impl Readings {
     }
 }
 
-impl Progress {
-    /// The bytes that came so far; `None`: it is not being read.
-    pub(crate) fn bytes(&self, name: &str) -> Option<u64> {
-        self.lock().get(name).map(|bytes| bytes.load(Ordering::Relaxed))
-    }
-
-    fn enter(&self, name: &str) -> Entry {
-        let bytes = Arc::<AtomicU64>::default();
-        self.lock().insert(name.into(), bytes.clone());
-        Entry { progress: self.clone(), name: name.into(), bytes }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<AtomicU64>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Entry {
-    fn drop(&mut self) {
-        let mut all = self.progress.lock();
-        // Not that of a later order for the same image.
-        if all.get(&self.name).is_some_and(|bytes| Arc::ptr_eq(bytes, &self.bytes)) {
-            all.remove(&self.name);
-        }
-    }
-}
-
-async fn read_and_tell(order: v1::ReadImage, keeper: Keeper, entry: Entry, counters: Arc<Counters>, uplink: Uplink) {
+/// Whether it came to a descriptor.
+async fn read_and_tell(order: v1::ReadImage, keeper: Keeper, arrival: &Arrival, uplink: Uplink) -> bool {
     let (request, image) = (order.request, order.reference.clone());
-    let (bytes, total) = (entry.bytes.clone(), AtomicU64::new(0));
-    let counted = |read: u64, of: u64| {
-        total.store(of, Ordering::Relaxed);
-        Counters::add(&counters.bytes, read.saturating_sub(bytes.swap(read, Ordering::Relaxed)));
-    };
-    let reading = read(order, keeper, counted);
+    let (arriving, total) = (arrival.arriving(), AtomicU64::new(0));
+    let reading = read(order, keeper, |_, of| total.store(of, Ordering::Relaxed));
     tokio::pin!(reading);
     let mut says = tokio::time::interval(SAYS);
     let result = loop {
         tokio::select! {
             result = &mut reading => break result,
             _ = says.tick() => {
-                let (bytes_read, bytes_total) = (bytes.load(Ordering::Relaxed), total.load(Ordering::Relaxed));
+                let (bytes_read, bytes_total) = (arriving.bytes(), total.load(Ordering::Relaxed));
                 let read = v1::ImageRead { request, bytes_read, bytes_total, ..Default::default() };
                 // Ignored: the next one is a second away.
                 let _ = uplink.try_send(events::image_read(read));
             }
         }
     };
-    let (failure, here_only) = match result {
+    let (failure, here_only, of_origin) = match result {
         Ok(descriptor) => {
-            tracing::info!(
-                image,
-                bytes = descriptor.geometry().image_bytes(),
-                "read and registered for the runtime here"
-            );
-            return bring_up(request, &descriptor, &uplink).await;
+            let bytes = descriptor.geometry().image_bytes();
+            tracing::info!(image, bytes, "read and registered for the runtime here");
+            bring_up(request, &descriptor, &uplink).await;
+            return true;
         }
-        Err(NotRead::Image(reason)) => (reason, false),
-        Err(NotRead::Here(reason)) => (reason, true),
+        Err(NotRead::Image(reason)) => (reason, false, false),
+        Err(NotRead::Here(reason)) => (reason, true, false),
+        Err(NotRead::Origin(reason)) => (reason, true, true),
     };
+    arriving.fail(&failure);
     tracing::warn!(image, reason = failure, "an image that the runtime here asked for cannot be registered");
     // Ignored: the session has ended.
-    let _ = uplink.send(events::image_read(v1::ImageRead { request, failure, here_only, ..Default::default() })).await;
+    let read = v1::ImageRead { request, failure, here_only, of_origin, ..Default::default() };
+    let _ = uplink.send(events::image_read(read)).await;
+    false
 }
 
 /// Reads the image into the store; it is held when this returns.
@@ -173,10 +161,13 @@ async fn read(
         ..RegisterRequest::new(order.reference)
     };
     let (descriptor, keeper) = register_keeping(request, keeper, progress).await.map_err(|error| match error {
-        RegisterError::Keeping(_) | RegisterError::Hashing(_) => NotRead::Here(error.to_string()),
-        // It may be this host's way to the registry that is broken.
-        RegisterError::Origin(cause) if cause.is_transient() => NotRead::Here(cause.to_string()),
-        error => NotRead::Image(error.to_string()),
+        // What every node would find. All else may be this host's own: its disk, its way to the registry, its password.
+        RegisterError::Origin(Error::FalseDigest { .. })
+        | RegisterError::Length { .. }
+        | RegisterError::NotAnImage { .. }
+        | RegisterError::Descriptor { .. } => NotRead::Image(error.to_string()),
+        RegisterError::Origin(cause) if cause.is_transient() => NotRead::Origin(cause.to_string()),
+        error => NotRead::Here(error.to_string()),
     })?;
     let descriptor = Arc::new(descriptor);
     let (staged, kept) = (keeper.staged, descriptor.clone());
@@ -199,14 +190,23 @@ async fn bring_up(request: u64, descriptor: &Descriptor, uplink: &Uplink) {
 }
 
 impl Keep for Keeper {
-    fn begin(&mut self, geometry: &Geometry) -> Result<(), String> {
-        let staged = self.store.stage(&self.tenant, geometry).map_err(|error| error.to_string())?;
+    fn begin(&mut self, outline: Outline) -> Result<(), String> {
+        let staged = self.store.stage(&self.tenant, &outline.geometry).map_err(|error| error.to_string())?;
+        let data = staged.data().map_err(|error| error.to_string())?;
         self.staged = Some(staged);
+        self.arrivals.outline(&self.arriving, outline, data);
         Ok(())
     }
 
     fn keep(&mut self, entry: usize, offset: u64, bytes: &[u8]) -> Result<(), String> {
         let Some(staged) = &self.staged else { return Ok(()) };
-        staged.write(entry, offset, bytes).map_err(|error| error.to_string())
+        staged.write(entry, offset, bytes).map_err(|error| error.to_string())?;
+        self.arriving.came(bytes.len() as u64);
+        Counters::add(&self.counters.bytes, bytes.len() as u64);
+        Ok(())
+    }
+
+    fn right(&mut self, blocks: &[BlockDigest]) {
+        self.arriving.right(blocks);
     }
 }

@@ -5,12 +5,15 @@ use std::io;
 use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, StatVfs, fallocate, fstatvfs};
 use rustix::io::Errno;
 use rustix::ioctl::{Setter, opcode};
+
+/// What `st_blocks` counts in.
+const SECTOR_BYTES: u64 = 512;
 
 /// Whether all pages of a range are in the page cache (cachestat, Linux 6.5): then reading it cannot wait for a disk. `None` when the
 /// kernel cannot tell. A page may leave the cache right after the answer.
@@ -91,13 +94,21 @@ pub fn preallocate(file: &File, len: u64) -> io::Result<()> {
     if len == 0 {
         return file.set_len(0);
     }
+    let full = |error: Errno| {
+        let text =
+            format!("no room for {len} bytes ({error}); free space on the store's file system or lower the quota");
+        Err(io::Error::new(io::ErrorKind::StorageFull, text))
+    };
+    // A disk that is asked for more than it has is full for everybody else until it says no. Some file systems do not count.
+    let needed = len.saturating_sub(file.metadata()?.blocks() * SECTOR_BYTES);
+    let lacks = |disk: StatVfs| disk.f_blocks > 0 && needed > disk.f_bavail.saturating_mul(disk.f_frsize);
+    if fstatvfs(file).is_ok_and(lacks) {
+        return full(Errno::NOSPC);
+    }
     match rustix::io::retry_on_intr(|| fallocate(file, FallocateFlags::empty(), 0, len)) {
         Ok(()) => Ok(()),
         Err(Errno::OPNOTSUPP | Errno::NOSYS) => file.set_len(len),
-        Err(error @ (Errno::NOSPC | Errno::DQUOT)) => Err(io::Error::new(
-            io::ErrorKind::StorageFull,
-            format!("no room for {len} bytes ({error}); free space on the store's file system or lower the quota"),
-        )),
+        Err(error @ (Errno::NOSPC | Errno::DQUOT)) => full(error),
         Err(error) => Err(error.into()),
     }
 }
@@ -216,6 +227,13 @@ mod tests {
         preallocate(&file, 100_000).unwrap();
         assert_eq!(file.metadata().unwrap().len(), 100_000);
         preallocate(&file, 0).unwrap();
-        assert!(preallocate(&file, 1 << 60).is_err());
+        assert_eq!(preallocate(&file, 1 << 60).unwrap_err().kind(), io::ErrorKind::StorageFull);
+        // More than there is, not more than a file can be: nothing of it is taken.
+        let free = fstatvfs(&file).unwrap();
+        assert_eq!(
+            preallocate(&file, free.f_bavail * free.f_frsize + (1 << 30)).unwrap_err().kind(),
+            io::ErrorKind::StorageFull
+        );
+        assert_eq!(file.metadata().unwrap().blocks(), 0);
     }
 }

@@ -21,6 +21,7 @@ pub(crate) fn hash_entries(
     let mut blocks = Vec::new();
     for (number, entry) in entries.iter().enumerate() {
         let mut hasher = EntryHasher::new(block_bytes);
+        let first_block = blocks.len();
         let mut left = entry.len;
         while left > 0 {
             let Some(part) = parts.blocking_recv() else {
@@ -36,6 +37,7 @@ pub(crate) fn hash_entries(
             let what = format!("blob {}", entry.digest);
             return Err(Error::FalseDigest { what, expected: entry.digest.clone(), got }.into());
         }
+        keep.right(&blocks[first_block..]);
     }
     Ok(blocks)
 }

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 
 pub use error::RegisterError;
 use hash::hash_entries;
-pub use keep::Keep;
+pub use keep::{Keep, Outline};
 pub use platform::{Platform, show as show_platform};
 pub use resolve::{ResolvedImage, patiently, resolve};
 
@@ -92,8 +92,15 @@ pub async fn register_keeping<K: Keep>(
     let ranges = probe(&resolved.source, &entries).await?;
     let (parts, mut received) = mpsc::channel(PARTS_IN_FLIGHT);
     let (hashed, block_bytes) = (entries.clone(), request.block_bytes);
+    let outline = Outline {
+        geometry,
+        entries: entries.clone(),
+        manifest: resolved.manifest.bytes.to_vec(),
+        manifest_media_type: media_type(&resolved),
+        manifest_digest: resolved.manifest.digest.clone(),
+    };
     let hashing = tokio::task::spawn_blocking(move || {
-        keep.begin(&geometry).map_err(RegisterError::Keeping)?;
+        keep.begin(outline).map_err(RegisterError::Keeping)?;
         let blocks = hash_entries(&hashed, block_bytes, &mut received, &mut keep)?;
         Ok::<_, RegisterError>((blocks, keep))
     });

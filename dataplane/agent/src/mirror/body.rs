@@ -41,6 +41,8 @@ pub(super) enum Cut {
     Stalled(Duration),
     #[error("the image is not received any more")]
     Dropped,
+    #[error("its image cannot be registered: {0}")]
+    NotRegistered(String),
     #[error("{0}")]
     Damaged(String),
 }

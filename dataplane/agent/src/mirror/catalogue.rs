@@ -14,8 +14,8 @@ use tokio::time::timeout;
 
 use super::questions::Wish;
 use super::settings::OnMiss;
+use crate::arriving::{Arrivals, Arriving};
 use crate::control::Input;
-use crate::reading::Progress;
 use crate::table::{Phase, Row};
 use crate::view::View;
 use crate::worker::mailbox::ReportState;
@@ -44,7 +44,7 @@ pub(crate) struct Misses {
     pub(crate) register_wait: Duration,
     pub(crate) plain_http: Arc<Vec<String>>,
     /// What this node registers itself.
-    pub(crate) reading: Progress,
+    pub(crate) arrivals: Arrivals,
 }
 
 /// An image of a function on this node.
@@ -52,6 +52,32 @@ pub(crate) struct Misses {
 pub(super) struct Found {
     pub(super) function: FunctionId,
     pub(super) stored: Arc<StoredImage>,
+}
+
+/// What a name stands for.
+#[derive(Debug)]
+pub(super) enum Image {
+    Held(Found),
+    /// This node is registering it.
+    Arriving(Arc<Arriving>),
+}
+
+/// A blob, and which of its image's entries it is.
+#[derive(Debug)]
+pub(super) enum Blob {
+    Held(Found, usize),
+    Arriving(Arc<Arriving>, usize),
+}
+
+impl Blob {
+    /// Bytes of it.
+    pub(super) fn len(&self) -> u64 {
+        match self {
+            Self::Held(found, entry) => found.stored.descriptor().entries()[*entry].len,
+            // Where a blob is known, what its image is made of is.
+            Self::Arriving(arriving, entry) => arriving.known().map_or(0, |image| image.outline.entries[*entry].len),
+        }
+    }
 }
 
 impl Found {
@@ -64,20 +90,32 @@ impl Found {
 
 impl Catalogue {
     /// The image of that name; joins the function that has it, if there is one. Else why there is none.
-    pub(super) async fn image(&self, reference: &RegistryReference) -> Result<Found, String> {
+    pub(super) async fn image(&self, reference: &RegistryReference) -> Result<Image, String> {
         let name = reference.to_string();
         let held = self.held(&name);
         let registers = self.misses.on_miss == OnMiss::Register;
         // Where tags are followed the controller says what a tag means now, as often as it looks.
         let may_have_moved = registers && reference.digest.is_none();
         match held {
-            Some(found) if !may_have_moved => Ok(found),
-            Some(found) => Ok(self.ask(reference).await.unwrap_or(found)),
-            None => self.ask(reference).await,
+            Some(found) if !may_have_moved => Ok(Image::Held(found)),
+            Some(found) => Ok(self.ask(reference).await.unwrap_or(Image::Held(found))),
+            None => match self.misses.arrivals.image(reference) {
+                Some(arriving) => Ok(Image::Arriving(arriving)),
+                None => self.ask(reference).await,
+            },
         }
     }
 
-    async fn ask(&self, reference: &RegistryReference) -> Result<Found, String> {
+    /// Asks the controller; where that makes this node read the image first, its manifest is known long before the answer.
+    async fn ask(&self, reference: &RegistryReference) -> Result<Image, String> {
+        tokio::select! {
+            biased;
+            found = self.join(reference) => found.map(Image::Held),
+            arriving = self.misses.arrivals.wait_for(reference) => Ok(Image::Arriving(arriving)),
+        }
+    }
+
+    async fn join(&self, reference: &RegistryReference) -> Result<Found, String> {
         let (name, misses) = (reference.to_string(), &self.misses);
         let (answer, answered) = oneshot::channel();
         let wish = Wish {
@@ -116,7 +154,7 @@ impl Catalogue {
         let (mut before, mut patience) = (None, patience);
         loop {
             let waited = timeout(patience, &mut answered).await;
-            let bytes = self.misses.reading.bytes(name);
+            let bytes = self.misses.arrivals.bytes(name);
             if waited.is_ok() || bytes.is_none() || bytes == before {
                 return waited;
             }
@@ -125,7 +163,7 @@ impl Catalogue {
     }
 
     /// An image of that repository with that blob, and which of its entries it is.
-    pub(super) async fn blob(&self, repository: &RegistryReference, digest: &str) -> Option<(Found, usize)> {
+    pub(super) async fn blob(&self, repository: &RegistryReference, digest: &str) -> Option<Blob> {
         let mut view = self.view.clone();
         let find = |view: &View| {
             let held = view.rows.iter().filter_map(|(function, row)| {
@@ -139,12 +177,17 @@ impl Catalogue {
             // Of several images with this layer one that has it whole, else the one that has the most of those that go on.
             held.max()
         };
+        if find(&view.borrow()).is_none()
+            && let Some((arriving, entry)) = self.misses.arrivals.blob(repository, digest)
+        {
+            return Some(Blob::Arriving(arriving, entry));
+        }
         let settled = |view: &Arc<View>| find(view).is_some() || view.rows.values().all(is_decided);
         // Ignored: what is not known by then is unknown.
         let _ = timeout(AFTER_START, view.wait_for(settled)).await;
         let view = self.view.borrow().clone();
         let (_, function, entry) = find(&view)?;
-        Some((Found::new(function, view.rows.get(&function)?)?, entry))
+        Some(Blob::Held(Found::new(function, view.rows.get(&function)?)?, entry))
     }
 
     fn held(&self, name: &str) -> Option<Found> {

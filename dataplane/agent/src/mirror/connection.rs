@@ -8,6 +8,8 @@ use faasnet_origin::range::{self, Wanted};
 use tokio::time::timeout;
 
 use super::body::{Cut, Part};
+use super::catalogue::{Blob, Image};
+use super::early::EarlyPart;
 use super::places::Place;
 use super::reply::{Head, Refusal, refuse};
 use super::request::{End, Reader, Request, Wish};
@@ -24,6 +26,18 @@ const TURN_AWAY: Duration = Duration::from_secs(1);
 enum Body {
     Document(Vec<u8>),
     Blob(Part),
+    Early(EarlyPart),
+}
+
+impl Body {
+    /// Waits until its first byte is here.
+    async fn begin(&self, socket: &Socket, mirror: &Mirror) -> Result<(), Cut> {
+        match self {
+            Self::Document(_) => Ok(()),
+            Self::Blob(part) => part.begin(socket, mirror).await,
+            Self::Early(part) => part.begin(socket, mirror).await,
+        }
+    }
 }
 
 /// Answers until the client ends, does not want more, or must not get more.
@@ -43,7 +57,7 @@ pub(super) async fn serve(socket: Socket, mirror: Mirror, place: Arc<Place>) {
         if let Err(cut) = answer(request, &socket, &mirror).await {
             match cut {
                 Cut::Client(error) => tracing::debug!(%error, "a client of the mirror is gone"),
-                Cut::Stalled(_) | Cut::Dropped | Cut::Damaged(_) => {
+                Cut::Stalled(_) | Cut::Dropped | Cut::NotRegistered(_) | Cut::Damaged(_) => {
                     mirror.counters.cut();
                     tracing::warn!(reason = %cut, "a pull through the mirror is cut; the runtime goes on at the registry");
                 }
@@ -90,8 +104,8 @@ async fn answer(request: Request, socket: &Socket, mirror: &Mirror) -> Result<()
     };
     // Nothing is promised before its first byte is here: after a 404 a runtime goes to the registry, where one that has been promised a blob
     // asks here again when the answer breaks off, and may tell of no more than an unexpected end.
-    if let (Ok((_, Body::Blob(part))), false) = (&answered, head_only)
-        && let Err(cut) = part.begin(socket, mirror).await
+    if let (Ok((_, body)), false) = (&answered, head_only)
+        && let Err(cut) = body.begin(socket, mirror).await
     {
         match cut {
             Cut::Client(_) => return Err(cut),
@@ -117,6 +131,10 @@ async fn answer(request: Request, socket: &Socket, mirror: &Mirror) -> Result<()
             socket.send_all(&bytes).await?;
             part.send(socket, mirror).await
         }
+        Body::Early(part) => {
+            socket.send_all(&bytes).await?;
+            part.send(socket, mirror).await
+        }
     }
 }
 
@@ -129,16 +147,24 @@ fn refused(refusal: &Refusal) -> (Head, Vec<u8>) {
 
 async fn manifest(reference: &RegistryReference, mirror: &Mirror) -> Result<(Head, Body), Refusal> {
     let unknown = |reason: String| refuse(404, "MANIFEST_UNKNOWN", reason);
-    let found = mirror.catalogue.image(reference).await.map_err(unknown)?;
-    let descriptor = found.stored.descriptor();
-    let digest = descriptor.manifest_digest();
-    if reference.digest.as_ref().is_some_and(|wanted| wanted != digest) {
+    let image = mirror.catalogue.image(reference).await.map_err(unknown)?;
+    let (document, media_type, digest) = match &image {
+        Image::Held(found) => {
+            let descriptor = found.stored.descriptor();
+            (descriptor.manifest(), descriptor.manifest_media_type(), descriptor.manifest_digest())
+        }
+        Image::Arriving(arriving) => {
+            let known = arriving.known().ok_or_else(|| unknown("what it is made of is not known yet".into()))?;
+            let outline = &known.outline;
+            (&outline.manifest[..], &outline.manifest_media_type[..], &outline.manifest_digest[..])
+        }
+    };
+    if reference.digest.as_deref().is_some_and(|wanted| wanted != digest) {
         // An image that was registered by the digest of an index: the index is the registry's to give.
         return Err(unknown(format!("of {reference} only the image {digest} is known here")));
     }
-    let document = descriptor.manifest().to_vec();
-    let head = Head::new(200, descriptor.manifest_media_type(), document.len() as u64).of(digest);
-    Ok((head, Body::Document(document)))
+    let head = Head::new(200, media_type, document.len() as u64).of(digest);
+    Ok((head, Body::Document(document.to_vec())))
 }
 
 async fn blob(
@@ -148,9 +174,9 @@ async fn blob(
     mirror: &Mirror,
 ) -> Result<(Head, Body), Refusal> {
     let unknown = |reason: &str| refuse(404, "BLOB_UNKNOWN", format!("{digest}: {reason}"));
-    let found = mirror.catalogue.blob(repository, digest).await;
-    let (found, entry) = found.ok_or_else(|| unknown("no image with this blob is held here"))?;
-    let len = found.stored.descriptor().entries()[entry].len;
+    let held = mirror.catalogue.blob(repository, digest).await;
+    let held = held.ok_or_else(|| unknown("no image with this blob is held here"))?;
+    let len = held.len();
     let head = |status, len| Head::new(status, BYTES, len).of(digest).with("Accept-Ranges", "bytes");
     let (head, bytes) = match range::parse(range, len) {
         Wanted::Whole => (head(200, len), 0..len),
@@ -163,7 +189,10 @@ async fn blob(
             return Ok((head, Body::Document(Vec::new())));
         }
     };
-    let part = Part { found, entry, bytes };
+    let part = match held {
+        Blob::Held(found, entry) => Part { found, entry, bytes },
+        Blob::Arriving(arriving, entry) => return Ok((head, Body::Early(EarlyPart { arriving, entry, bytes }))),
+    };
     if !part.has_begun() {
         let (stored, waits) = (&part.found.stored, is_on_its_way(&mirror.catalogue, &part.found));
         if waits.is_none() || mirror.stalled.is(stored.descriptor().id(), stored.present().count()) {

@@ -9,6 +9,7 @@
 mod body;
 mod catalogue;
 mod connection;
+mod early;
 mod places;
 pub(crate) mod questions;
 mod reply;

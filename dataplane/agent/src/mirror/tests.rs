@@ -10,9 +10,11 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinHandle;
 
 mod choice;
+mod early;
 mod limits;
 
 use super::*;
+use crate::arriving::Arrivals;
 use crate::table::{Phase, Row, Version};
 use crate::test_support::{DEADLINE, block_of, image, report};
 
@@ -30,6 +32,7 @@ struct World {
     view: watch::Sender<Arc<View>>,
     inputs: mpsc::Receiver<Input>,
     counters: Arc<Counters>,
+    arrivals: Arrivals,
     address: SocketAddr,
     stop: CancellationToken,
     running: JoinHandle<()>,
@@ -77,10 +80,12 @@ impl World {
         let (counters, stop) = (Arc::<Counters>::default(), CancellationToken::new());
         let door = Door::bind(listen).await.unwrap();
         let address = door.address().unwrap().unwrap_or(([0; 4], 0).into());
-        let catalogue = Catalogue { view: view_reader, inputs: sender, misses: Misses::default() };
+        let arrivals = Arrivals::default();
+        let misses = Misses { arrivals: arrivals.clone(), ..Misses::default() };
+        let catalogue = Catalogue { view: view_reader, inputs: sender, misses };
         let mirror = Mirror { catalogue, stalled: Arc::default(), counters: counters.clone(), limits };
         let running = tokio::spawn(door.serve(mirror, stop.clone()));
-        let world = Self { blobs, stored, view, inputs, counters, address, stop, running, folder };
+        let world = Self { blobs, stored, view, inputs, counters, arrivals, address, stop, running, folder };
         world.show(ReportState::Fetching);
         world
     }

@@ -38,8 +38,6 @@ pub struct StagedImage {
 impl Store {
     /// Makes room for an image that is cut like `geometry`. Blocks on the disk, as all of this does.
     pub fn stage(&self, tenant: &str, geometry: &Geometry) -> Result<StagedImage, StoreError> {
-        let _opening = lock(&self.shared.opening);
-        self.shared.make_room(geometry.file_bytes(), None)?;
         let folder = self.shared.folder.staged(NUMBERS.fetch_add(1, Ordering::Relaxed));
         let full = |source: io::Error| match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
@@ -47,6 +45,8 @@ impl Store {
             }
             _ => StoreError::Staged { path: folder.clone(), source },
         };
+        let opening = lock(&self.shared.opening);
+        self.shared.make_room(geometry.file_bytes(), None)?;
         let made = fs::create_dir(&folder).and_then(|()| new_file_options().open(folder.join("data")));
         let staged = StagedImage {
             shared: self.shared.clone(),
@@ -56,12 +56,19 @@ impl Store {
             geometry: geometry.clone(),
         };
         self.shared.staged_bytes.fetch_add(geometry.file_bytes(), Ordering::AcqRel);
+        // From here on they are counted; other images need not wait for the disk.
+        drop(opening);
         preallocate(&staged.data, geometry.file_bytes()).map_err(full)?;
         Ok(staged)
     }
 }
 
 impl StagedImage {
+    /// Its data, for reading what is known to be right already; good also after `keep`.
+    pub fn data(&self) -> io::Result<File> {
+        self.data.try_clone()
+    }
+
     /// Writes bytes of an entry, which begin at `offset` of it.
     pub fn write(&self, entry: usize, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
         let start = self.geometry.entry_range(entry).start + offset;

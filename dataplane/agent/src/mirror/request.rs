@@ -147,7 +147,7 @@ impl Wish {
         let (name, kind) = split(&front).ok_or_else(unknown)?;
         let name = match query {
             Some(registry) if !registry.is_empty() => format!("{registry}/{name}"),
-            _ => name,
+            _ => with_port(name),
         };
         let is_digest = last.starts_with("sha256:");
         let parsed = |text: String| {
@@ -160,6 +160,16 @@ impl Wish {
             ("blobs", false) => Err(refuse(404, "BLOB_UNKNOWN", "faasnet reads images with sha256 digests only")),
             _ => Err(unknown()),
         }
+    }
+}
+
+/// A host's port stands behind `_` where the host is the first part of a name: a name has no colon, and a host no `_`.
+fn with_port(name: String) -> String {
+    let registry = name.split_once('/').and_then(|(first, rest)| Some((first.rsplit_once('_')?, rest)));
+    let is_host = |host: &str| host.contains('.') || host == "localhost";
+    match registry {
+        Some(((host, port), rest)) if is_host(host) && port.parse::<u16>().is_ok() => format!("{host}:{port}/{rest}"),
+        _ => name,
     }
 }
 
@@ -194,6 +204,9 @@ mod tests {
             ("/v2/app/manifests/1?x=y&ns=r.example%3A5000", "r.example:5000/app:1".into()),
             ("/v2/a/b/manifests/1?ns=localhost", "localhost/a/b:1".into()),
             ("/v2/r.example/a/b/manifests/1", "r.example/a/b:1".into()),
+            ("/v2/r.example_5000/a/b/manifests/1", "r.example:5000/a/b:1".into()),
+            ("/v2/localhost_5000/b/manifests/1", "localhost:5000/b:1".into()),
+            ("/v2/some_1/b/manifests/1", "registry-1.docker.io/some_1/b:1".into()),
             ("/v2/library/busybox/manifests/latest?ns=docker.io", "registry-1.docker.io/library/busybox:latest".into()),
             ("/v2/library/busybox/manifests/latest", "registry-1.docker.io/library/busybox:latest".into()),
             (&format!("/v2/app/manifests/{digest}?ns=r.x"), format!("r.x/app@{digest}")),

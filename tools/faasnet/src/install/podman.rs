@@ -71,9 +71,15 @@ fn text(mirror: &Mirror, registries: &[Registry]) -> String {
     for registry in registries {
         let plain = if registry.plain { "insecure = true\n" } else { "" };
         text += &format!("\n[[registry]]\nlocation = \"{registry}\"\n{plain}\n[[registry.mirror]]\n");
-        text += &format!("location = \"{}/{registry}\"\ninsecure = {}\n", mirror.authority(), mirror.is_plain());
+        let (location, plain) = (location(mirror, registry), mirror.is_plain());
+        text += &format!("location = \"{location}\"\ninsecure = {plain}\n");
     }
     text
+}
+
+/// What podman asks in place of `registry`. A part of a name has no colon: the mirror takes a port behind `_`.
+fn location(mirror: &Mirror, registry: &Registry) -> String {
+    format!("{}/{}", mirror.authority(), registry.to_string().replace(':', "_"))
 }
 
 /// Looks whether somebody has configured one of our registries, or whether the main file is of the old form, which mixes with nothing.
@@ -97,8 +103,8 @@ fn refuse_conflicts(host: &Host, mirror: &Mirror, registries: &[Registry]) -> Re
             if let Some(registry) = registries.iter().find(|registry| Some(registry.host.as_str()) == name) {
                 bail!(
                     "{file} configures {registry} already, and a second entry would replace it; add to that one: \
-                     [[registry.mirror]] location = \"{}/{registry}\" insecure = {}. Nothing was changed",
-                    mirror.authority(),
+                     [[registry.mirror]] location = \"{}\" insecure = {}. Nothing was changed",
+                    location(mirror, registry),
                     mirror.is_plain()
                 );
             }
@@ -136,6 +142,7 @@ mod tests {
         assert_eq!(first["mirror"][0]["location"].as_str(), Some("127.0.0.1:7412/quay.io"));
         assert_eq!(first["mirror"][0]["insecure"].as_bool(), Some(true));
         assert_eq!(value["registry"][1]["insecure"].as_bool(), Some(true));
+        assert_eq!(value["registry"][1]["mirror"][0]["location"].as_str(), Some("127.0.0.1:7412/r.example_5000"));
         assert!(planned(&host, &[]).unwrap().notes[0].contains("docker.io"));
     }
 

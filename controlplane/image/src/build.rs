@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use faasnet_origin::digest;
+use faasnet_origin::is_tag;
 use faasnet_origin::manifest::{self, Link, OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST};
 use flate2::{Compression, GzBuilder};
 use serde::Serialize;
@@ -23,6 +24,11 @@ pub enum BuildError {
     /// No folder was given.
     #[error("an image needs at least one folder; name one with --from")]
     NoFolder,
+    /// The tag is none, so that no reference could name the image.
+    #[error(
+        "{0:?} is not a tag; a tag is a word of letters, digits and . _ -, for example v1 (the image's name is the layout's folder)"
+    )]
+    Tag(String),
     /// An input is missing or no folder.
     #[error("{path} cannot become a layer: {reason}", path = path.display())]
     Folder {
@@ -152,6 +158,9 @@ pub struct BuiltLayer {
 /// Builds an image of the folders `from`, lowest layer first, into the layout folder `out`.
 pub fn build(from: &[PathBuf], out: &Path, options: &BuildOptions) -> Result<BuiltImage, BuildError> {
     check_inputs(from, out)?;
+    if !is_tag(&options.tag) {
+        return Err(BuildError::Tag(options.tag.clone()));
+    }
     let writer = LayoutWriter::prepare(out)?;
     let layers = pack_all(from, &writer, options)?;
     let mut skipped = Vec::new();

@@ -131,6 +131,8 @@ fn failures_leave_nothing_behind() {
     let options = BuildOptions::default();
     let from = [root.clone()];
     assert!(matches!(build(&[], &out, &options), Err(BuildError::NoFolder)));
+    let named = BuildOptions { tag: "app:1".into(), ..BuildOptions::default() };
+    assert!(matches!(build(&from, &out, &named), Err(BuildError::Tag(_))));
     assert!(matches!(build(&[root.join("file")], &out, &options), Err(BuildError::Folder { .. })));
     assert!(matches!(build(&[root.join("none")], &out, &options), Err(BuildError::Folder { .. })));
     assert!(matches!(build(&from, &root.join("sub/out"), &options), Err(BuildError::Overlap { .. })));

@@ -30,7 +30,7 @@ pub use error::Error;
 pub use layout::Layout;
 pub use options::SourceOptions;
 pub use reader::BlobReader;
-pub use reference::{Reference, RegistryReference, Target, image_names, may_carry_password};
+pub use reference::{Reference, RegistryReference, Target, image_names, is_tag, may_carry_password};
 pub use registry::Registry;
 pub use source::{BlobStream, Manifest, Source};
 

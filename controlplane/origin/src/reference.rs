@@ -216,7 +216,8 @@ pub(crate) fn is_repository(name: &str) -> bool {
         })
 }
 
-fn is_tag(tag: &str) -> bool {
+/// Whether a text can be a tag.
+pub fn is_tag(tag: &str) -> bool {
     (1..=128).contains(&tag.len())
         && !tag.starts_with(['.', '-'])
         && tag.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))

@@ -383,7 +383,7 @@ pub struct PullArgs {
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
     /// Build an OCI layout from folders: one gzip layer per folder, in the given order
-    #[command(after_help = "Example:\n  faasnet image build --from ./rootfs --from ./app --out ./layout --tag app:1")]
+    #[command(after_help = "Example:\n  faasnet image build --from ./rootfs --from ./app --out ./layout --tag v1")]
     Build(ImageBuildArgs),
     /// Show what an image is made of
     Inspect(ImageInspectArgs),

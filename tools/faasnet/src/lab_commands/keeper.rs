@@ -100,13 +100,16 @@ pub async fn keep(args: UpArgs) -> Result<()> {
 /// `lab down`.
 pub fn down(global: &Global, args: DownArgs) -> Result<()> {
     let mut removed = Vec::new();
-    for id in args.id.or(args.named).map_or_else(unused, |id| Ok(vec![id]))? {
+    let named = args.id.or(args.named);
+    for id in named.clone().map_or_else(unused, |id| Ok(vec![id]))? {
         let state = State::read(&id);
         if let Some(state) = state.as_ref().filter(|state| state.is_owned()) {
             ensure!(state.stays, "the lab {id} is used by process {}; it goes when that ends", state.owner);
             end(state)?;
         }
         let found = leftovers::remove(&id)?;
+        let is_nothing = state.is_none() && found.namespaces.is_empty() && found.folder.is_none();
+        ensure!(named.is_none() || !is_nothing, "there is no lab {id}, nor anything that it left behind");
         let was_up = state.is_some_and(|state| state.stays);
         removed.push(serde_json::json!({ "id": id.to_string(), "found": found, "was_up": was_up }));
     }

@@ -219,7 +219,11 @@ fn a_miss_is_registered(hosts: &RuntimeHosts, forms: &Forms) {
         said("a pull of what no function has", pull.wait_with_output().unwrap());
         assert_eq!(hosts.run(index, "wished", &["/bin/cat", "/greeting"]), "hello from wished\n");
         let came = sent(index) - already;
-        assert!(came >= MIB, "host {index} went to the registry, {came} bytes came; its agent says {}", hosts.log(index));
+        assert!(
+            came >= MIB,
+            "host {index} went to the registry, {came} bytes came; its agent says {}",
+            hosts.log(index)
+        );
     }
     let read = hosts.origin_bytes() - before;
     assert!(read as f64 <= 1.05 * image as f64, "the registry sent {read} bytes of an image of {image}");

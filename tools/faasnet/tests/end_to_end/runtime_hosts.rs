@@ -147,10 +147,10 @@ impl RuntimeHosts {
     pub(crate) async fn restart_agent(&mut self, index: usize) {
         self.agents[index] = self.start_agent(index).await;
         // Until it is there the mirror knows what the store holds and nothing else.
-        let begun = std::time::Instant::now();
+        let begun = Instant::now();
         while self.metric(index, "faasnet_controller_attached") != 1 {
-            assert!(begun.elapsed() < crate::common::DEADLINE, "agent {index} never attached again");
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            assert!(begun.elapsed() < DEADLINE, "agent {index} never attached again");
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 

@@ -208,7 +208,7 @@ fn a_lab_stays_until_it_is_taken_down_even_after_a_crash() {
     let killed = Command::new("kill").args(["-9", &state["owner"].to_string()]).status().unwrap();
     assert!(killed.success());
     lab(&["down", &id]);
-    let again = faasnet().args(["lab", "down", &id]).output().unwrap();
+    let again = faasnet(&["lab", "down", &id]).output().unwrap();
     assert!(!again.status.success() && String::from_utf8_lossy(&again.stderr).contains("there is no lab"));
     let namespaces =
         std::fs::read_dir("/run/netns").unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
